@@ -1,0 +1,1 @@
+"""Experiments as ml-collections configs; `base` states every field once, the other files change it."""

@@ -1,0 +1,93 @@
+"""Every field of an experiment, once, with the paper's values for GSM8K. The other files change this one; a misspelt field is an error."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The base config; locked, so that only fields that stand here can be set."""
+    config = ConfigDict()
+    config.method = "ilr"  # sft | ilr | naive | dpo; several, separated by commas, share their common stages
+    config.feedback = "evaluator"  # evaluator (unreliable) | oracle (grades of the task)
+    config.demos = "weak"  # weak (the supervisor's labels) | correct (only those graded right)
+    config.rounds = 6  # rounds of ilr, naive and dpo
+    config.folds = 2  # ilr, naive: parts of the labels; a part's proposals come from a model trained on the others
+    config.alpha = 0.15  # at most this share of labels changes in a round
+    config.alpha_of = "disagreeing"  # of which labels alpha is a share: disagreeing | all | none (threshold 0.5 only)
+    config.seed = 0  # everything random follows from it
+
+    config.task = ConfigDict()
+    config.task.name = "gsm8k"  # gsm8k | wordmath (embedded)
+    config.task.path = ""  # local save_to_disk folder; empty: the Hugging Face Hub
+    config.task.train_examples = 0  # use the first n of the train split; 0: all
+    config.task.test_examples = 0  # use the first n of the test split; 0: all
+    config.task.grader = "numeric"  # numeric | released (the released code's string comparison)
+
+    config.weak = ConfigDict()  # the supervisor whose answers are the unreliable demonstrations
+    config.weak.model = "google/gemma-2b"  # Hub id, local folder, or embedded:NAME
+    config.weak.optimizer = "adamw"  # adamw | adafactor | rmsprop
+    config.weak.learning_rate = 5e-4
+    config.weak.epochs = 2
+
+    config.strong = ConfigDict()  # the model that is fine-tuned on those demonstrations
+    config.strong.model = "mistralai/Mistral-7B-v0.1"
+    config.strong.optimizer = "adamw"
+    config.strong.learning_rate = 1e-4
+    config.strong.epochs = 2
+
+    config.sft = ConfigDict()  # supervised fine-tuning, weak and strong
+    config.sft.batch = 32  # examples per optimiser step
+    config.sft.max_length = 512  # tokens of prompt and answer; longer examples lose their end
+    config.sft.normalize = "sequence"  # loss: sequence (mean over examples of token means) | token (mean over tokens)
+    config.sft.warmup = 0.05  # share of the steps; cosine decay to zero after it. The evaluator and DPO use it too
+
+    config.lora = ConfigDict()  # adapters of SFT and DPO, on every linear layer but the head
+    config.lora.rank = 64
+    config.lora.alpha = 128.0
+
+    config.evaluator = ConfigDict()  # the comparison model, trained on the first half of the data
+    config.evaluator.model = "google/gemma-2b"
+    config.evaluator.optimizer = "adamw"
+    config.evaluator.learning_rate = 1e-6
+    config.evaluator.epochs = 5  # at most; early stopping on validation loss
+    config.evaluator.patience = 1  # epochs without improvement before stopping
+    config.evaluator.batch = 16
+    config.evaluator.checkpoints = 10  # of the weak model's training, whose answers make the pairs
+    config.evaluator.temperature = 0.6  # of those answers
+    config.evaluator.validation = 0.1  # share of the pairs
+
+    config.decoding = ConfigDict()
+    config.decoding.proposals = "beam"  # weak labels and proposals: beam | sample
+    config.decoding.temperature = 1.0  # where they are sampled
+    config.decoding.beams = 4
+    config.decoding.length_rule = "total"  # beam scores divide by: total (prompt + output, as released) | generated (as transformers)
+    config.decoding.max_new_tokens = 256
+
+    config.dpo = ConfigDict()
+    config.dpo.optimizer = "rmsprop"
+    config.dpo.learning_rate = 1e-6
+    config.dpo.epochs = 2
+    config.dpo.batch = 32
+    config.dpo.beta = 0.1
+    config.dpo.samples = 6  # answers per question and round, in disjoint pairs
+    config.dpo.temperature = 0.7
+    config.dpo.share = 0.15  # of the pairs, the ones the evaluator is surest of
+    config.dpo.scoring = "symmetric"  # symmetric | released (both prompts in one order, as in the released code: scores of 0.5)
+
+    config.naive = ConfigDict()
+    config.naive.match_count = False  # replace as many labels as ilr did in the same round, not a share alpha of all
+
+    config.oracle = ConfigDict()
+    config.oracle.capped = False  # hold feedback=oracle to alpha too (the released code does not)
+
+    config.compute = ConfigDict()  # how, not what: nothing here changes a result beyond rounding, but for the dtype
+    config.compute.dtype = "auto"  # float32 | bfloat16; auto: bfloat16 on accelerators, float32 on CPU
+    config.compute.attention = "gemm"  # gemm | xla | cudnn
+    config.compute.remat = "none"  # none | dots | full
+    config.compute.microbatches = 1  # parts of a batch that are computed one after another
+    config.compute.slots = 64  # rows that are sampled at a time, per adapter
+    config.compute.beam_batch = 32  # prompts in beam search at a time, per adapter
+    config.compute.score_batch = 64  # rows scored at a time
+    config.compute.save_every = 60.0  # seconds between training checkpoints
+    config.compute.cache = "~/.cache/ilr_jax/xla"  # compiled programs, reused by later runs; empty: none
+    config.lock()
+    return config

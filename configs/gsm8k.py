@@ -1,0 +1,15 @@
+"""GSM8K: Gemma-2B supervises Mistral-7B-v0.1 (paper section 4; all settings are those of `base`).
+
+Command:   python -m ilr_jax.main --config=configs/gsm8k.py --config.method=ilr --workdir=runs/gsm8k
+           (local data: --config.task.path=FOLDER written by datasets.save_to_disk, with splits train and test)
+Hardware:  one 80 GB GPU or a TPU slice of that memory
+Hours:     not measured on an accelerator by this project
+Expected:  paper, figure 3: test accuracy rises over SFT by ILR with unreliable feedback, and does not by DPO
+"""
+
+from configs import base
+
+
+def get_config():
+    """The base config, unchanged."""
+    return base.get_config()

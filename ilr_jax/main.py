@@ -1,0 +1,38 @@
+"""Flags, compile cache, and one call: `python -m ilr_jax.main --config=configs/quickstart.py --workdir=DIR`.
+
+Every field of the config is a flag, `--config.rounds=3`; a misspelt one is an error that names the nearest.
+"""
+
+import os
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/, any field of which may be overridden.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the experiment; the same command continues what was interrupted.")
+
+
+def main(argv: list[str]) -> None:
+    """Run the experiment; bad input ends it with one message and exit code 2."""
+    if len(argv) > 1:
+        raise app.UsageError(f"flags were wanted, got {argv[1:]}")
+    from ilr_jax import rounds  # after the flags, so that --help needs no JAX
+
+    if cache := CONFIG.value.compute.cache:
+        rounds.use_compile_cache(os.path.expanduser(cache))
+    try:
+        rounds.run(CONFIG.value, WORKDIR.value)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run(argv: list[str] | None = None) -> None:
+    """Entry point of `ilr run` and of `python -m ilr_jax.main`."""
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main, argv)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,144 @@
+"""The one decoder of all families: tokens to hidden states, with or without a cache, and hidden states to logits.
+
+Parameters travel as a plain nested dict (`init`, `abstract`); `bind` puts them into the NNX module inside a jitted function, at trace time
+only. Layers are stacked on a leading axis: training, scoring and prefill scan over them, decoding unrolls (see `cache`).
+"""
+
+from collections.abc import Mapping
+from functools import cache, partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from ilr_jax.models.attention import Implementation
+from ilr_jax.models.cache import Cache, KeyValues, Part, write
+from ilr_jax.models.config import ModelConfig
+from ilr_jax.models.layers import INIT_STD, Layer, RMSNorm, rope_angles
+from ilr_jax.types import Rows
+
+Remat = Literal["none", "dots", "full"]
+POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": jax.checkpoint_policies.nothing_saveable}
+
+
+class Table(nnx.Module):
+    """A vector per token, [V, D]: the embedding, or the output head of untied models."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
+        shape = (config.vocab_size, config.hidden_size)
+        self.table = nnx.Param(jax.random.normal(rngs.params(), shape, dtype) * jnp.asarray(INIT_STD, dtype))
+
+
+class Decoder(nnx.Module):
+    """Embedding, stacked layers, final norm, and a head unless it is tied to the embedding."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+        self.config = config
+        self.embed = Table(config, rngs=rngs, dtype=dtype)
+        split = nnx.split_rngs(splits=config.num_layers)
+        self.layers = split(nnx.vmap(lambda r: Layer(config, rngs=r, dtype=dtype)))(rngs)
+        self.norm = RMSNorm(config.hidden_size, eps=config.norm_eps, offset=config.norm_offset, dtype=dtype)
+        if not config.tied:
+            self.head = Table(config, rngs=rngs, dtype=dtype)
+
+    def _embed(self, tokens: Int[Array, "N T"], dtype: DTypeLike) -> Float[Array, "N T D"]:
+        # NaN, not the last row, for an id outside the table: a wrong tokenizer must not train in silence.
+        x = jnp.take(self.embed.table[...], tokens, axis=0, mode="fill", fill_value=jnp.nan).astype(dtype)
+        return x * jnp.asarray(self.config.hidden_size**0.5, dtype) if self.config.embed_scale else x
+
+    def __call__(
+        self,
+        rows: Rows,
+        adapters: Mapping[str, Any] | None = None,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        attention: Implementation = "gemm",
+        remat: Remat = "none",
+        keep: bool = False,
+    ) -> tuple[Float[Array, "N T D"], Part | None]:
+        """Normed hidden states of whole rows, computed in `dtype`; with `keep`, also the keys and values of every layer, as a prompt part.
+
+        `adapters` come from `lora.prepare`; N must be a multiple of their K.
+        """
+        tokens, positions, segments = (jnp.asarray(x) for x in rows)
+        angles = rope_angles(self.config, positions)
+        graph, stacked = nnx.split(self.layers)
+
+        def body(x, xs):
+            layer = nnx.merge(graph, xs[0])
+            remember = lambda k, v: ((KeyValues(k, v, positions, segments),), (k, v) if keep else None)
+            return layer(x, angles, positions, segments, remember, xs[1], attention)
+
+        body = body if remat == "none" else jax.checkpoint(body, policy=POLICIES[remat], prevent_cse=False)
+        x, kept = jax.lax.scan(body, self._embed(tokens, dtype), (stacked, adapters or {}))
+        layers = range(self.config.num_layers)
+        part = Part(tuple(kept[0][i] for i in layers), tuple(kept[1][i] for i in layers), positions, segments) if keep else None
+        return self.norm(x), part
+
+    def step(
+        self,
+        tokens: Int[Array, "N T"],
+        positions: Int[Array, "N T"],
+        cache: Cache,
+        adapters: Mapping[str, Any] | None = None,
+        *,
+        dtype: DTypeLike = jnp.float32,
+    ) -> tuple[Float[Array, "N T D"], Cache]:
+        """Hidden states of the next T tokens of each row, and the cache with them written at its cursor (segment 1); T is 1 in a ring."""
+        segments = jnp.ones_like(positions)
+        angles = rope_angles(self.config, positions)
+        done = cache.generated
+        seen = write(done.positions, positions, cache.cursor, 1), write(done.segments, segments, cache.cursor, 1)
+        x, ks, vs = self._embed(tokens, dtype), [], []
+        for i, layer in enumerate(self._unstacked()):
+
+            def remember(k, v, i=i):
+                new = KeyValues(write(done.k[i], k, cache.cursor, 2), write(done.v[i], v, cache.cursor, 2), *seen)
+                return (cache.prompt.layer(i), new), new
+
+            own = jax.tree.map(lambda w, i=i: w[i], adapters or {})
+            x, new = layer(x, angles, positions, segments, remember, own, "gemm")
+            ks, vs = [*ks, new.k], [*vs, new.v]
+        generated = Part(tuple(ks), tuple(vs), *seen)
+        return self.norm(x), Cache(cache.prompt, generated, cache.cursor + tokens.shape[1])
+
+    def _unstacked(self) -> list[Layer]:
+        graph, stacked = nnx.split(self.layers)
+        return [nnx.merge(graph, jax.tree.map(lambda w, i=i: w[i], stacked)) for i in range(self.config.num_layers)]
+
+    def head_table(self) -> Float[Array, "V D"]:
+        """The output head; the embedding where they are tied."""
+        return (self.embed if self.config.tied else self.head).table[...]
+
+    def logits(self, hidden: Float[Array, "*N D"]) -> Float[Array, "*N V"]:
+        """Float32 logits. For a few positions only: training goes through `train.losses`, which never holds [N, T, V]."""
+        table = self.head_table().astype(hidden.dtype)
+        contract = (((hidden.ndim - 1,), (1,)), ((), ()))
+        return jax.lax.dot_general(hidden, table, contract, preferred_element_type=jnp.float32)
+
+
+@cache
+def _blueprint(config: ModelConfig, dtype: DTypeLike) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), dtype=dtype)))
+
+
+def abstract(config: ModelConfig, dtype: DTypeLike = jnp.float32) -> dict[str, Any]:
+    """Shapes and dtypes of the parameters, as a nested dict of `jax.ShapeDtypeStruct`."""
+    return nnx.to_pure_dict(_blueprint(config, jnp.dtype(dtype))[1])
+
+
+@partial(jax.jit, static_argnames=("config", "dtype"))
+def init(config: ModelConfig, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32) -> dict[str, Any]:
+    """Random parameters: normal with standard deviation 0.02, norms at one."""
+    return nnx.to_pure_dict(nnx.state(Decoder(config, rngs=nnx.Rngs(params=key), dtype=dtype)))
+
+
+def bind(config: ModelConfig, params: Mapping[str, Any]) -> Decoder:
+    """The decoder over `params`; made at trace time, so a jitted step pays nothing for it."""
+    graph, blank = _blueprint(config, jnp.dtype(jnp.float32))
+    state = jax.tree.map(lambda x: x, blank)
+    nnx.replace_by_pure_dict(state, dict(params))
+    return nnx.merge(graph, state)

@@ -1,0 +1,126 @@
+"""The layers of the decoder: linear with adapter, RMSNorm, RoPE, attention block and gated MLP; one block is one `Layer`."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from ilr_jax.models import lora
+from ilr_jax.models.attention import Implementation, attend
+from ilr_jax.models.cache import KeyValues
+from ilr_jax.models.config import ModelConfig
+
+INIT_STD = 0.02
+Remember = Callable[[Array, Array], tuple[tuple[KeyValues, ...], Any]]
+
+
+@jax.custom_vjp
+def matmul(x: Float[Array, "N T D"], w: Float[Array, "D F"]) -> Float[Array, "N T F"]:
+    """x w accumulated in float32 and rounded to x's dtype, backward too.
+
+    A plain dot with `preferred_element_type=float32` would run the backward products in float32, at half the speed in bfloat16.
+    """
+    return jax.lax.dot_general(x, w, (((2,), (0,)), ((), ())), preferred_element_type=jnp.float32).astype(x.dtype)
+
+
+def _matmul_forward(x, w):
+    return matmul(x, w), (x, w)
+
+
+def _matmul_backward(saved, g):
+    x, w = saved
+    dx = jax.lax.dot_general(g, w, (((2,), (1,)), ((), ())), preferred_element_type=jnp.float32).astype(x.dtype)
+    dw = jax.lax.dot_general(x, g, (((0, 1), (0, 1)), ((), ())), preferred_element_type=jnp.float32).astype(w.dtype)
+    return dx, dw
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+class Linear(nnx.Module):
+    """A bias-free linear layer; the kernel is [inputs, outputs], the transpose of the HF layout."""
+
+    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs, dtype: DTypeLike):
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (inputs, outputs), dtype) * jnp.asarray(INIT_STD, dtype))
+
+    def __call__(self, x: Float[Array, "N T D"], adapter: Mapping[str, Array] | None = None) -> Float[Array, "N T F"]:
+        y = matmul(x, self.kernel[...].astype(x.dtype))
+        return y if adapter is None else y + lora.apply(x, adapter)
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * (offset + scale), computed in float32."""
+
+    def __init__(self, size: int, *, eps: float, offset: float, dtype: DTypeLike):
+        self.eps, self.offset = eps, offset
+        self.scale = nnx.Param(jnp.full((size,), 1.0 - offset, dtype))
+
+    def __call__(self, x: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
+        wide = x.astype(jnp.float32)
+        unit = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        scale = (self.offset + self.scale[...].astype(jnp.float32)).reshape((1,) * (x.ndim - 1) + (-1,))
+        return (unit * scale).astype(x.dtype)
+
+
+def rope_frequencies(config: ModelConfig) -> Float[Array, " half"]:
+    """Radians per position of each pair of channels; Llama-3's scaling as in `transformers` 5.24 `_compute_llama3_parameters`."""
+    inverse = 1.0 / config.rope_theta ** (jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim)
+    if config.rope_scaling is None:
+        return inverse
+    s = config.rope_scaling
+    turns = s.original * inverse / (2 * jnp.pi)
+    smooth = jnp.clip((turns - s.low) / (s.high - s.low), 0.0, 1.0)
+    return inverse * ((1 - smooth) / s.factor + smooth)
+
+
+def rope_angles(config: ModelConfig, positions: Int[Array, "N T"]) -> tuple[Float[Array, "N T 1 half"], Float[Array, "N T 1 half"]]:
+    """Cosine and sine of every position, float32."""
+    angles = positions[:, :, None].astype(jnp.float32) * rope_frequencies(config)[None, None, :]
+    return jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
+
+
+def rotate(x: Float[Array, "N T Q H"], angles: tuple[Array, Array]) -> Float[Array, "N T Q H"]:
+    """RoPE (arXiv 2104.09864) with the HF pairing: channel i turns with channel i + H/2."""
+    cos, sin = angles
+    left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
+
+
+ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True)}
+
+
+class Layer(nnx.Module):
+    """One pre-norm block: attention, then the gated MLP."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
+        self.config = config
+        norm = lambda: RMSNorm(config.hidden_size, eps=config.norm_eps, offset=config.norm_offset, dtype=dtype)
+        self.attention_norm, self.mlp_norm = norm(), norm()
+        linear = lambda name: Linear(*lora.sizes(config)[name], rngs=rngs, dtype=dtype)
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = map(linear, ("q_proj", "k_proj", "v_proj", "o_proj"))
+        self.gate_proj, self.up_proj, self.down_proj = map(linear, ("gate_proj", "up_proj", "down_proj"))
+
+    def __call__(
+        self,
+        x: Float[Array, "N T D"],
+        angles: tuple[Array, Array],
+        positions: Int[Array, "N T"],
+        segments: Int[Array, "N T"],
+        remember: Remember,
+        adapters: Mapping[str, Mapping[str, Array]],
+        attention: Implementation,
+    ) -> tuple[Float[Array, "N T D"], Any]:
+        """The block's output; `remember` turns this layer's new keys and values into what is attended to and what is kept of them."""
+        h = self.attention_norm(x)
+        split = lambda name: getattr(self, name)(h, adapters.get(name)).reshape(*h.shape[:2], -1, self.config.head_dim)
+        q, k, v = rotate(split("q_proj"), angles), rotate(split("k_proj"), angles), split("v_proj")
+        parts, kept = remember(k.swapaxes(1, 2), v.swapaxes(1, 2))
+        mixed = attend(q, positions, segments, parts, self.config.window, attention)
+        x = x + self.o_proj(mixed.reshape(*h.shape[:2], -1), adapters.get("o_proj"))
+        h = self.mlp_norm(x)
+        gate = ACTIVATIONS[self.config.activation](self.gate_proj(h, adapters.get("gate_proj")))
+        return x + self.down_proj(gate * self.up_proj(h, adapters.get("up_proj")), adapters.get("down_proj")), kept

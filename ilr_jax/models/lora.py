@@ -1,0 +1,95 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) with a leading axis K over one frozen base.
+
+An adapter tree holds, per adapted module, `a` [K, L, in, r] and `b` [K, L, r, out]; K adapters train and sample in one pass that
+reads the base once, the rows of a batch falling into K equal groups. Rank, alpha and initialisation are PEFT's (0.21):
+y = x W + (x A) B * alpha / r.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from ilr_jax.models.config import ModelConfig
+
+Adapters = Mapping[str, Mapping[str, Array]]
+ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Rank, alpha and which linear layers are adapted."""
+
+    rank: int = 64
+    alpha: float = 128.0
+    modules: tuple[str, ...] = ALL_LINEAR
+
+    def __post_init__(self):
+        unknown = sorted(set(self.modules) - set(ALL_LINEAR))
+        if unknown or not self.modules or self.rank < 1:
+            raise ValueError(
+                f"LoRA wants rank >= 1 and modules out of {', '.join(ALL_LINEAR)}; got rank {self.rank}, modules {self.modules}"
+            )
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+def sizes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """(inputs, outputs) of every linear layer of a block."""
+    d, f, q, kv = config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    return {
+        "q_proj": (d, q),
+        "k_proj": (d, kv),
+        "v_proj": (d, kv),
+        "o_proj": (q, d),
+        "gate_proj": (d, f),
+        "up_proj": (d, f),
+        "down_proj": (f, d),
+    }
+
+
+def init(config: ModelConfig, lora: Lora, keys: PRNGKeyArray) -> dict[str, dict[str, Array]]:
+    """Float32 adapters for `keys` [K], one key each: `a` uniform in +-1/sqrt(in), `b` zero, so that they change nothing yet."""
+
+    def one(key: PRNGKeyArray) -> dict[str, dict[str, Array]]:
+        tree = {}
+        for i, name in enumerate(lora.modules):
+            inputs, outputs = sizes(config)[name]
+            shape, bound = (config.num_layers, inputs, lora.rank), inputs**-0.5
+            a = jax.random.uniform(jax.random.fold_in(key, i), shape, jnp.float32, -bound, bound)
+            tree[name] = {"a": a, "b": jnp.zeros((config.num_layers, lora.rank, outputs), jnp.float32)}
+        return tree
+
+    return jax.vmap(one)(keys)
+
+
+def prepare(adapters: Adapters, lora: Lora, dtype: DTypeLike) -> dict[str, dict[str, Array]]:
+    """Adapters as the decoder reads them: layers first, in the compute dtype, the scale folded into `b`."""
+    scales = {"a": 1.0, "b": lora.scale}
+    return {
+        name: {side: jnp.swapaxes(weight * scales[side], 0, 1).astype(dtype) for side, weight in pair.items()}
+        for name, pair in adapters.items()
+    }
+
+
+def apply(x: Float[Array, "N T D"], adapter: Mapping[str, Array]) -> Float[Array, "N T F"]:
+    """(x A) B of one layer, row group k through adapter k; `a` [K, D, r], `b` [K, r, F]."""
+    n, t, d = x.shape
+    k = adapter["a"].shape[0]
+    low = jnp.matmul(x.reshape(k, n // k * t, d), adapter["a"])
+    return jnp.matmul(low, adapter["b"]).reshape(n, t, -1)
+
+
+def merge(params: Mapping, adapters: Adapters, lora: Lora, index: int = 0) -> dict:
+    """Decoder parameters with adapter `index` added to the kernels in float32 and rounded to the kernels' dtype."""
+    layers = dict(params["layers"])
+    for name, pair in adapters.items():
+        kernel = layers[name]["kernel"]
+        delta = jnp.matmul(pair["a"][index], pair["b"][index]) * lora.scale
+        layers[name] = {"kernel": (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)}
+    return {**params, "layers": layers}

@@ -1,0 +1,88 @@
+"""Progress of a long job: a bar on a terminal, a plain line about every tenth of the way elsewhere.
+
+It prints, and nothing else: metrics go to files through their own code. Bars are drawn by `rich`.
+"""
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+LINES = 10
+
+
+def _show(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
+
+
+class Progress:
+    """`with Progress("sft", 500, "steps") as progress: ... progress.advance(1, tokens=4096, loss=0.7)`.
+
+    Shows done/total, units per second, tokens per second (where `tokens` are given), the latest figures, elapsed time and ETA. `total` may
+    be None where it is unknown. Writes to `stream`, by default standard error; `quiet` writes nothing.
+    """
+
+    def __init__(self, name: str, total: int | None, unit: str, *, stream: TextIO | None = None, quiet: bool = False):
+        self.name, self.total, self.unit = name, total, unit
+        self.stream, self.quiet = stream or sys.stderr, quiet
+        self.done = self.tokens = 0
+        self.figures: dict[str, Any] = {}
+        self._start = self._said_at = time.monotonic()
+        self._said = 0
+        self._bar: Bar | None = None
+
+    def __enter__(self) -> "Progress":
+        self._start = self._said_at = time.monotonic()
+        if not self.quiet and self.stream.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"))
+            console = Console(file=self.stream)
+            self._bar = Bar(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, refresh_per_second=4)
+            self._task = self._bar.add_task(self.name, total=self.total, figures="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif kind is None and self.done != self._said:
+            self._line()
+
+    def advance(self, n: int = 1, *, tokens: int = 0, **figures: Any) -> None:
+        """`n` more units are done, which dealt with `tokens` tokens; `figures` replace the ones shown."""
+        self.done, self.tokens = self.done + n, self.tokens + tokens
+        self.figures.update(figures)
+        if self._bar is not None:
+            self._bar.update(self._task, advance=n, figures=self.summary())
+        elif self._line_is_due():
+            self._line()
+
+    def summary(self) -> str:
+        """Rates and figures, as `12.3 steps/s, 4096 tokens/s, loss 0.71`."""
+        elapsed = max(time.monotonic() - self._start, 1e-9)
+        rates = [f"{self.done / elapsed:.3g} {self.unit}/s"]
+        rates += [f"{self.tokens / elapsed:,.0f} tokens/s"] if self.tokens else []
+        return ", ".join(rates + [f"{key} {_show(value)}" for key, value in self.figures.items()])
+
+    def _line_is_due(self) -> bool:
+        """After each tenth of the total; with an unknown total, every half minute."""
+        if self.total is None:
+            return time.monotonic() - self._said_at >= 30
+        return self.done * LINES // max(self.total, 1) > self._said * LINES // max(self.total, 1)
+
+    def _line(self) -> None:
+        self._said, self._said_at = self.done, time.monotonic()
+        if self.quiet:
+            return
+        elapsed = self._said_at - self._start
+        left = f", {_clock(elapsed / self.done * (self.total - self.done))} left" if self.total and self.done else ""
+        of = f"/{self.total}" if self.total is not None else ""
+        print(f"{self.name}: {self.done}{of} {self.unit}, {self.summary()}, {_clock(elapsed)} elapsed{left}", file=self.stream, flush=True)

@@ -1,0 +1,128 @@
+"""One round of each way to refine labels, as a pure function: labels and proposals in, (new labels, decisions) out.
+
+Not here: training, sampling, and DPO's data (`pairs`). `labels`, `proposals` and `examples` are aligned; a proposal is None
+where none could be read. Only the oracle and `correct_demos` look at what is right.
+From: paper section 3 (ILR) and its experiments with naive refinement, oracle feedback and correct demonstrations.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from ilr_jax.refine.agree import AgreeFn, as_flags, check_aligned, readable, standings
+from ilr_jax.refine.judge import ScoreFn, symmetric_score
+from ilr_jax.refine.select import check_alpha, judged, relabel, share_of, threshold, unasked
+from ilr_jax.refine.split import shuffled
+from ilr_jax.types import Decision, Example, Label
+
+GradeFn = Callable[[Sequence[str], Sequence[Example]], Any]
+"""(answers, examples) -> bool [n]: which answers are right."""
+
+Refined = tuple[list[Label], list[Decision]]
+
+
+def ilr_round(
+    labels: Sequence[Label],
+    proposals: Sequence[str | None],
+    examples: Sequence[Example],
+    agree_fn: AgreeFn,
+    score_fn: ScoreFn,
+    round: int,
+    alpha: float = 0.15,
+    alpha_of: str = "disagreeing",
+) -> Refined:
+    """Judge the proposals that disagree with their label, in both orders, and accept those above the threshold."""
+    decisions, asked = _before_asking(labels, proposals, examples, agree_fn, round)
+    comparisons = symmetric_score(
+        score_fn,
+        ids=[labels[i].example_id for i in asked],
+        prompts=[examples[i].prompt for i in asked],
+        a=[labels[i].text for i in asked],
+        b=[decisions[i].proposal for i in asked],
+    )
+    limit = threshold(np.array([c.score for c in comparisons]), alpha, alpha_of, len(labels))
+    for i, comparison in zip(asked, comparisons, strict=True):
+        decisions[i] = judged(comparison, limit, round)
+    return relabel(labels, decisions), decisions
+
+
+def naive_round(
+    labels: Sequence[Label],
+    proposals: Sequence[str | None],
+    examples: Sequence[Example],
+    round: int,
+    seed: int,
+    alpha: float = 0.15,
+    match_count: int | None = None,
+) -> Refined:
+    """Replace a random `alpha` of all labels by their proposals, asking nobody; `match_count` gives their number instead.
+
+    Drawn among the proposals that could be read; if these are fewer than wanted, all are taken.
+    """
+    check_aligned(labels, proposals, examples)
+    wanted = share_of(len(labels), alpha) if match_count is None else match_count
+    order = shuffled([label.example_id for label in labels], seed, "naive", round)
+    drawn = set([i for i in order if readable(proposals[i])][:wanted])
+    decisions = []
+    for i, (label, proposal) in enumerate(zip(labels, proposals, strict=True)):
+        decision = unasked(label, proposal, "disagrees" if readable(proposal) else "unread", round)
+        if i in drawn:
+            decision = replace(decision, accepted=True, reason=f"drawn at random with {len(drawn)} of {len(labels)} labels")
+        decisions.append(decision)
+    return relabel(labels, decisions), decisions
+
+
+def oracle_round(
+    labels: Sequence[Label],
+    proposals: Sequence[str | None],
+    examples: Sequence[Example],
+    agree_fn: AgreeFn,
+    grade_fn: GradeFn,
+    round: int,
+    seed: int = 0,
+    alpha: float = 1.0,
+    alpha_of: str = "none",
+) -> Refined:
+    """Accept exactly the right ones among the proposals that disagree with their label.
+
+    The published runs set no cap. With `alpha_of` 'disagreeing' or 'all', at most `alpha` of these are accepted, drawn by seed.
+    """
+    check_alpha(alpha, alpha_of)
+    decisions, asked = _before_asking(labels, proposals, examples, agree_fn, round)
+    grades = grade_fn([decisions[i].proposal for i in asked], [examples[i] for i in asked]) if asked else []
+    right = {i for i, flag in zip(asked, as_flags(grades, len(asked), "grade_fn"), strict=True) if flag}
+    of = {"disagreeing": len(asked), "all": len(labels)}
+    cap = share_of(of[alpha_of], alpha) if alpha_of != "none" else len(right)
+    order = shuffled([label.example_id for label in labels], seed, "oracle", round)
+    taken = set([i for i in order if i in right][:cap])
+    for i in asked:
+        reason = "the proposal is wrong" if i not in right else "the proposal is right"
+        if i in right - taken:
+            reason = f"the proposal is right, but {cap} were accepted already"
+        decisions[i] = replace(decisions[i], accepted=i in taken, reason=reason)
+    return relabel(labels, decisions), decisions
+
+
+def correct_demos(labels: Sequence[Label], grades: Bool[Any, " N"], round: int = 0) -> Refined:
+    """Only the labels graded right; one decision per label given, those that go say so. ValueError if none is right."""
+    right = as_flags(grades, len(labels), "the grades")
+    if not any(right):
+        raise ValueError(
+            f"wanted some right labels for demos='correct', got 0 of {len(labels)}; use demos='weak' or a stronger weak supervisor"
+        )
+    reasons = ["kept: graded right" if flag else "dropped: graded wrong" for flag in right]
+    decisions = [Decision(label.example_id, round, label.text, "", False, why) for label, why in zip(labels, reasons, strict=True)]
+    return [label for label, flag in zip(labels, right, strict=True) if flag], decisions
+
+
+def _before_asking(
+    labels: Sequence[Label], proposals: Sequence[str | None], examples: Sequence[Example], agree_fn: AgreeFn, round: int
+) -> tuple[list[Decision], list[int]]:
+    """A decision to keep each label, and the positions where the proposal disagrees, whose decision is still open."""
+    standing = standings(labels, proposals, examples, agree_fn)
+    rows = zip(labels, proposals, standing, strict=True)
+    decisions = [unasked(label, proposal, how, round) for label, proposal, how in rows]
+    return decisions, [i for i, how in enumerate(standing) if how == "disagrees"]

@@ -1,0 +1,67 @@
+"""Who is trained on what: the D1/D2 split, the folds of a round, and which fold's model proposes for which.
+
+Not here: what the halves are used for, and the order of batches. Every draw is a SHA-256 hash of (seed, purpose, id), so it
+depends neither on the order of the input, nor on a generator's state, nor on the version of a library.
+From: paper section 3 (halves and cross-labelling); K > 2 folds are ours.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+
+from ilr_jax.types import Example
+
+
+def uniform(*salt: str | int) -> float:
+    """A number in [0, 1) that is always the same for the same salt."""
+    digest = hashlib.sha256(json.dumps(salt).encode()).digest()
+    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53  # 53 bits: all that a float holds, so 1.0 cannot come out
+
+
+def shuffled(ids: Sequence[str], *salt: str | int) -> list[int]:
+    """The positions of `ids` in an order drawn by `salt`.
+
+    Raises ValueError if an id occurs twice: two equal ids would always stay together, so the order would not be random.
+    """
+    twice = [i for i, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise ValueError(f"wanted ids that differ, got {len(twice)} more than once (first: {twice[0]!r}); give every example its own id")
+    keys = [hashlib.sha256(json.dumps([*salt, i]).encode()).digest() for i in ids]
+    return sorted(range(len(ids)), key=keys.__getitem__)
+
+
+def train_split(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:
+    """(D1, D2): the examples in a seeded order, halved; an odd one out goes to D2 (7,473 give 3,736 and 3,737).
+
+    The halves are by example id: two examples with the same question text are two examples. Raises ValueError below two.
+    """
+    if len(examples) < 2:
+        raise ValueError(
+            f"wanted at least 2 train examples to halve, got {len(examples)}; raise task.train_examples or check the task's data"
+        )
+    order = shuffled([e.id for e in examples], seed, "train_split")
+    half = len(examples) // 2
+    return [examples[i] for i in order[:half]], [examples[i] for i in order[half:]]
+
+
+def folds(ids: Sequence[str], k: int, seed: int, round: int) -> list[list[int]]:
+    """K lists of positions in `ids`: disjoint, complete, sizes differ by at most 1, drawn anew for each (seed, round).
+
+    Raises ValueError for k < 2 (a model would propose for what it was trained on) and for fewer labels than folds.
+    """
+    if k < 2:
+        raise ValueError(f"wanted at least 2 folds, got {k}: with one fold the model would propose for its own training data")
+    if len(ids) < k:
+        raise ValueError(f"wanted at least one label for each of {k} folds, got {len(ids)} labels; use fewer folds or more data")
+    order = shuffled(ids, seed, "folds", round)
+    return [sorted(order[j::k]) for j in range(k)]
+
+
+def other_fold(fold: int, k: int) -> int:
+    """The fold that the model trained on `fold` proposes for: the next one, the other half when k = 2.
+
+    With "train on one fold, propose for the next" each of K models sees 1/K of the labels, and all K together cost one pass
+    over the data whatever K is; each fold gets exactly one proposal per question, from a model that has not seen it.
+    """
+    return (fold + 1) % k

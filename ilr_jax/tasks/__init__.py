@@ -1,0 +1,52 @@
+"""The tasks: what is asked, what the reference says, how answers are graded and when two of them say the same.
+
+One file a data set. A task knows no model and no tokenizer; answers are plain text.
+"""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Bool
+
+from ilr_jax.tasks import gsm8k, wordmath
+from ilr_jax.types import Example
+
+FACTORIES = {"gsm8k": gsm8k.load, "wordmath": wordmath.load}
+
+
+class Task(Protocol):
+    """What the experiment needs of a data set; every method is deterministic."""
+
+    @property
+    def name(self) -> str: ...
+
+    def train(self) -> list[Example]:
+        """Examples with references, to be split into the supervisor's half and the half to label."""
+        ...
+
+    def test(self) -> list[Example]:
+        """Examples with references that nothing is trained on."""
+        ...
+
+    def grade(self, answers: Sequence[str], examples: Sequence[Example]) -> Bool[np.ndarray, " n"]:
+        """Whether answer i is right for example i."""
+        ...
+
+    def agree(self, a: Sequence[str], b: Sequence[str], examples: Sequence[Example]) -> Bool[np.ndarray, " n"]:
+        """Whether a[i] and b[i] say the same, so that a comparison of them is not worth asking for."""
+        ...
+
+    def usable(self, answer: str) -> bool:
+        """Whether an answer may be trained on."""
+        ...
+
+
+def load(config: Any) -> Task:
+    """The task `config.name`; config holds `name`, `path`, `train_examples`, `test_examples`, `grader` and `seed`."""
+    if config.name not in FACTORIES:
+        near = get_close_matches(config.name, FACTORIES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"task.name={config.name!r}: wanted one of {', '.join(FACTORIES)}{hint}")
+    return FACTORIES[config.name](config)

@@ -1,0 +1,126 @@
+"""GSM8K (Cobbe et al., arXiv 2110.14168): loader, grader and agreement; the embedded task is graded by the same functions.
+
+Rows come from the Hub (`openai/gsm8k`, config `main`) or from a folder that `datasets.save_to_disk` wrote. Two graders:
+`numeric` compares numbers; `released` compares strings exactly as the paper's code did (github.com/HelloElwin/iterative-label-refinement
+at d1a2a27, `metrics/eval_gsm8k.py`), so that its figures can be compared. Reading symbolic mathematics is out of scope.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from ilr_jax.types import Example
+
+HUB = ("openai/gsm8k", "main")
+COLUMNS = ("question", "answer")
+# After the mark the number may follow on the next line, or after words, currency and markup on the same one: `#### **$1,000.00**`.
+NUMBER = re.compile(r"####\s*[^\n\d]*?([-+]?)\s*\$?\s*(\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(\.\d+)?(?<=\d)(?:\s*/\s*(\d+))?")
+
+
+def numeric(answer: str) -> Fraction | None:
+    """The number after the first `####` that one follows; None if there is none. Later text, such as an invented next turn, does not count."""
+    found = NUMBER.search(unicodedata.normalize("NFKC", answer).replace("\N{MINUS SIGN}", "-"))
+    if found is None:
+        return None
+    sign, whole, part, below = found.groups()
+    value = Fraction((whole or "0").replace(",", "") + (part or "")) / max(int(below or 1), 1)
+    return -value if sign == "-" else value
+
+
+def released(answer: str) -> str | None:
+    """The word after the last `####` and a blank, as text: `####5` and `$5` are not `5`; None if there is no such word."""
+    before, mark, after = answer.rpartition("####")
+    words = (mark + after).split()
+    return words[1] if mark and len(words) > 1 else None
+
+
+GRADERS: dict[str, Callable[[str], Hashable | None]] = {"numeric": numeric, "released": released}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grading:
+    """Grading, agreement and usability of answers that end in `#### N`; `grader` is a key of `GRADERS`."""
+
+    grader: str = "numeric"
+
+    def __post_init__(self) -> None:
+        if self.grader not in GRADERS:
+            raise ValueError(f"task.grader={self.grader!r}: wanted one of {', '.join(GRADERS)}")
+
+    def grade(self, answers: Sequence[str], examples: Sequence[Example]) -> Bool[np.ndarray, " n"]:
+        """Whether each answer is right; an answer that states no number is wrong."""
+        read = GRADERS[self.grader]
+        wanted = [read(example.reference or "") for example in examples]
+        return np.array([w is not None and read(a) == w for a, w in zip(answers, wanted, strict=True)], dtype=bool)
+
+    def agree(self, a: Sequence[str], b: Sequence[str], examples: Sequence[Example]) -> Bool[np.ndarray, " n"]:
+        """Whether two answers say the same: the same final number, or both none (paper section 3: such pairs need no comparison)."""
+        read = GRADERS[self.grader]
+        return np.array([read(x) == read(y) for x, y, _ in zip(a, b, examples, strict=True)], dtype=bool)
+
+    def usable(self, answer: str) -> bool:
+        """Whether the answer may be trained on: one without `####` may not, yet it stays in the pool that is refined."""
+        return "####" in answer
+
+
+@dataclass(frozen=True)
+class GSM8K(Grading):
+    """The real data. `path` is a `save_to_disk` folder or None for the Hub; None examples means all."""
+
+    path: str | None = None
+    train_examples: int | None = None
+    test_examples: int | None = None
+    name: str = "gsm8k"
+
+    def train(self) -> list[Example]:
+        return self._examples("train", self.train_examples)
+
+    def test(self) -> list[Example]:
+        return self._examples("test", self.test_examples)
+
+    def _examples(self, split: str, count: int | None) -> list[Example]:
+        where, rows = self.path or HUB[0], _rows(self.path, split)
+        chosen = rows.select(range(min(count or len(rows), len(rows))))
+        return [self._example(f"{where}, {split} row {i}", f"gsm8k-{split}-{i:05d}", row) for i, row in enumerate(chosen)]
+
+    def _example(self, where: str, name: str, row: Any) -> Example:
+        question, answer = ((row[column] or "").strip() for column in COLUMNS)
+        if not question or not answer:
+            raise ValueError(f"{where}: the {'answer' if question else 'question'} is empty; remove the row or fill it in")
+        if GRADERS[self.grader](answer) is None:
+            raise ValueError(
+                f"{where}: the answer does not end in '#### number', so nothing can be graded against it; got {answer[-60:]!r}"
+            )
+        return Example(name, question, answer, self.name)
+
+
+def _rows(path: str | None, split: str) -> Any:
+    """One split with the two columns, not empty; imports `datasets` late because only this task needs it."""
+    import datasets
+
+    if path is None:
+        rows = datasets.load_dataset(*HUB, split=split)
+    else:
+        if not (Path(path) / "dataset_dict.json").is_file():
+            raise ValueError(f"task.path={path!r}: wanted a folder that DatasetDict.save_to_disk wrote, with splits train and test")
+        found = datasets.load_from_disk(path)
+        if split not in found:
+            raise ValueError(f"{path}: no split {split!r}; found {', '.join(found)}")
+        rows = found[split]
+    if missing := [column for column in COLUMNS if column not in rows.column_names]:
+        raise ValueError(f"{path or HUB[0]}, {split}: wanted columns {COLUMNS}, missing {missing}, found {rows.column_names}; rename them")
+    if not len(rows):
+        raise ValueError(f"{path or HUB[0]}, {split}: the split is empty; wanted at least one row")
+    return rows
+
+
+def load(config: Any) -> GSM8K:
+    """The task as `config` (`path`, `train_examples`, `test_examples`, `grader`) describes it; empty path: Hub, no or 0 examples: all."""
+    return GSM8K(path=config.path or None, train_examples=config.train_examples, test_examples=config.test_examples, grader=config.grader)

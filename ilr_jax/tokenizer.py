@@ -1,0 +1,69 @@
+"""The one tokenisation policy: what text becomes which tokens, for training, sampling and scoring alike.
+
+Prompt and answer are tokenised apart and joined, no BOS anywhere, EOS after every answer (paper appendix; the released code puts a BOS into
+sampling and scoring but not into training). Nothing else in the project builds model text.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from ilr_jax.models.config import ModelConfig
+
+PROMPT = "USER:\n{question}\n\nASSISTANT:\n"
+COMPARISON = (
+    "USER:\n{question}\n\nANSWER (A):\n{a}\n\nANSWER (B):\n{b}\n\n"
+    "The holder of answer (A) is asked to change to answer (B). Does the holder accept?\n\nVERDICT:"
+)
+
+
+class Tokenizer:
+    """A Hugging Face tokenizer behind the policy, checked against the model that reads its ids."""
+
+    def __init__(self, folder: str | Path, config: ModelConfig):
+        self.config = config
+        self._tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        if len(self._tokenizer) > config.vocab_size:
+            raise ValueError(
+                f"{folder}: the tokenizer has {len(self._tokenizer)} entries but the model's embedding only {config.vocab_size}: "
+                "they belong to different models; use the tokenizer that came with the weights"
+            )
+        eos = config.eos_token_ids[0] if config.eos_token_ids else self._tokenizer.eos_token_id
+        if eos is None:
+            raise ValueError(f"{folder}: neither config.json nor the tokenizer names an EOS token: set eos_token_id in config.json")
+        self.eos: int = eos
+        self.stops: tuple[int, ...] = config.eos_token_ids or (eos,)
+        # Masks are data, so the pad id is only a filler: EOS serves where there is none.
+        self.pad: int = config.pad_token_id if config.pad_token_id is not None else eos
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, without special tokens."""
+        return self._tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+
+    def prompts(self, questions: Sequence[str], room: int = 1) -> list[list[int]]:
+        """Ids of each question as it is asked; `room` tokens must still fit behind it, else ValueError."""
+        return self._fitting(self.encode([PROMPT.format(question=q) for q in questions]), questions, room)
+
+    def answers(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each answer, EOS included."""
+        return [[*ids, self.eos] for ids in self.encode(texts)]
+
+    def comparisons(self, requests: Sequence[tuple[str, str, str]]) -> list[list[int]]:
+        """Ids of the evaluator's prompt for each (question, answer A, answer B)."""
+        texts = [COMPARISON.format(question=q, a=a, b=b) for q, a, b in requests]
+        return self._fitting(self.encode(texts), [q for q, _, _ in requests], 0)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of sampled ids (stop token already removed)."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def _fitting(self, rows: list[list[int]], questions: Sequence[str], room: int) -> list[list[int]]:
+        limit = self.config.context - room
+        for ids, question in zip(rows, questions, strict=True):
+            if len(ids) > limit:
+                raise ValueError(
+                    f"a prompt of {len(ids)} tokens does not fit: the model's context is {self.config.context} tokens, {room} of them kept "
+                    f"for the answer; the question begins {question[:80]!r}. Shorten or drop it, or use a model with a longer context"
+                )
+        return rows

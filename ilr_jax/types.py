@@ -1,0 +1,146 @@
+"""The data that travels between the rooms; data only, and it imports nothing of ours.
+
+Records (`Example` to `Decision`) are frozen dataclasses of plain Python values: they go to JSONL and come back unchanged.
+Batches are named tuples of arrays, so JAX sees them as pytrees although this module does not import JAX.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from jaxtyping import Float, Int
+
+Source = Literal["weak", "proposal", "reference", "sample"]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One question of a task. Only graders and the oracle may read `reference`."""
+
+    id: str
+    prompt: str
+    reference: str | None
+    task: str
+    tags: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """The demonstration that a question has at present; `source` and `round` (0: first labels) tell where it came from."""
+
+    example_id: str
+    text: str
+    source: Source
+    round: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two answers to one question, the better one known: evaluator data, or a preference for DPO."""
+
+    example_id: str
+    prompt: str
+    better: str
+    worse: str
+    kind: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What the evaluator said of answers `a` and `b` in both orders.
+
+    `accept` is P(accept the change to b | a is A, b is B); `reject` is P(reject the change to a | b is A, a is B).
+    `score` is their mean: the symmetric probability that b is better than a (paper section 3).
+    """
+
+    example_id: str
+    prompt: str
+    a: str
+    b: str
+    accept: float
+    reject: float
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What became of one proposal in one round, and why; the probabilities are null where nobody was asked."""
+
+    example_id: str
+    round: int
+    before: str
+    proposal: str
+    accepted: bool
+    reason: str
+    accept: float | None = None
+    reject: float | None = None
+    score: float | None = None
+    threshold: float | None = None
+
+
+class Rows(NamedTuple):
+    """Token rows as the decoder reads them; padding may stand anywhere.
+
+    `segments` is 0 at padding and 1, 2, ... for the documents of a row; a token attends within its segment only.
+    `positions` counts from 0 within a segment.
+    """
+
+    tokens: Int[Any, "N T"]
+    positions: Int[Any, "N T"]
+    segments: Int[Any, "N T"]
+
+
+class Batch(NamedTuple):
+    """Rows and what to predict from them. With K adapters, N = K * B and the rows of adapter k are k*B to (k+1)*B - 1.
+
+    Prediction c of a row is made at position `places[n, c]` for the token `targets[n, c]` and enters the loss with
+    `weights[n, c]` (0 at unused places); `units[n]` is what the row adds to the loss's denominator. The two choices of
+    normalisation differ in these two arrays only (paper appendix, "sequence": weight 1/length, one unit per example;
+    "token": weight 1, one unit per token).
+    """
+
+    rows: Rows
+    places: Int[Any, "N C"]
+    targets: Int[Any, "N C"]
+    weights: Float[Any, "N C"]
+    units: Float[Any, " N"]
+
+
+class PairBatch(NamedTuple):
+    """Preferences for DPO: row n of `chosen` and of `rejected` answer the same prompt.
+
+    The reference's summed log-probabilities are computed once, before training, and travel with the batch.
+    """
+
+    chosen: Batch
+    rejected: Batch
+    reference_chosen: Float[Any, " N"]
+    reference_rejected: Float[Any, " N"]
+    weight: Float[Any, " N"]
+
+
+class ClassBatch(NamedTuple):
+    """Rows with a class each; the classifier pools at `last`, the position of the row's last real token."""
+
+    rows: Rows
+    last: Int[Any, " N"]
+    classes: Int[Any, " N"]
+    weight: Float[Any, " N"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A step of the experiment: its name, the settings that its result depends on, and the hashes of its inputs."""
+
+    name: str
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A finished stage: its folder, the key that names it (hash of the stage) and what its manifest holds."""
+
+    folder: str
+    key: str
+    manifest: Mapping[str, Any]
