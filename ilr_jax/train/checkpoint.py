@@ -1,0 +1,155 @@
+"""Saving: the state of a run that may be killed (orbax, under `folder/resume/<step>`), and trained weights as one safetensors file.
+
+Not here: when to save (`loop`) and what a stage's artefact is (`store`). Orbax 0.12 is safe against crashes but restores flipped bits in
+silence, so a SHA-256 manifest of our own stands beside every save and is checked before anything is read.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+from safetensors.numpy import save as safetensors_bytes
+
+from ilr_jax import files
+
+KEPT = 2
+MANIFEST = "manifest.json"
+
+
+class Damaged(ValueError):
+    """A saved file is not what was written; the message names it."""
+
+
+def _names(tree: Any) -> dict[str, Any]:
+    """Leaves of a tree by dotted path."""
+    part = lambda key: str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
+    return {".".join(map(part, path)): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def _described(tree: Any) -> dict[str, list]:
+    return {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in _names(tree).items()}
+
+
+def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any], where: Path) -> None:
+    problems = [f"{name}: wanted {wanted.get(name)}, got {found.get(name)}" for name in sorted(found.keys() | wanted.keys())]
+    problems = [p for p, name in zip(problems, sorted(found.keys() | wanted.keys()), strict=True) if found.get(name) != wanted.get(name)]
+    if problems:
+        raise ValueError(f"{where} holds other arrays than this run has; use another folder, or delete it:\n  " + "\n  ".join(problems))
+
+
+def _steps(folder: Path) -> list[int]:
+    """Steps that were saved completely, newest first."""
+    return sorted((int(path.name) for path in (folder / "resume").glob("*") if path.name.isdigit()), reverse=True)
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {str(path.relative_to(folder)): files.sha256_of(path) for path in paths}
+
+
+def save(folder: Path, step: int, tree: Any, note: Mapping[str, Any]) -> None:
+    """Commit `tree` (arrays) and `note` (JSON) as the state after `step` steps; the step before it stays, older ones go.
+
+    All or nothing: the numbered folder appears by a rename when its files and manifest are on the disk. StorageError if the disk refuses.
+    """
+    target = (folder / "resume" / str(step)).absolute()
+    half = target.with_name(f"{step}.half")
+    with files.explained(target):
+        for left_over in [target, *target.parent.glob("*.half")]:
+            shutil.rmtree(left_over, ignore_errors=True)
+        half.mkdir(parents=True)
+        try:
+            _write(half, tree, {"step": step, "note": note, "arrays": _described(tree)})
+            os.replace(half, target)
+        finally:
+            shutil.rmtree(half, ignore_errors=True)  # a half save would keep a full disk full
+        files.sync_folder(target.parent)
+    for old in _steps(folder)[KEPT:]:
+        shutil.rmtree(target.with_name(str(old)))
+
+
+def _write(folder: Path, tree: Any, body: Mapping[str, Any]) -> None:
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(folder / "tree", tree)
+    except ValueError as error:  # so orbax reports what the system said
+        number = re.search(r"os_error_code='(\d+)'", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+    text = json.dumps({**body, "files": _hashes(folder)}, sort_keys=True)
+    files.write_bytes(folder / MANIFEST, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode())
+
+
+def _verified(folder: Path) -> dict[str, Any]:
+    """The manifest of one save, after every file has been compared with it; Damaged names the first that differs."""
+    try:
+        digest, text = (folder / MANIFEST).read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        raise Damaged(f"{folder / MANIFEST} cannot be read ({error})") from error
+    if hashlib.sha256(text.encode()).hexdigest() != digest:
+        raise Damaged(f"{folder / MANIFEST} was changed after it was written")
+    body = json.loads(text)
+    found = _hashes(folder)
+    for name in sorted(found.keys() | body["files"].keys()):
+        if found.get(name) != body["files"].get(name):
+            what = "is missing" if name not in found else "was changed after it was written" if name in body["files"] else "was added"
+            raise Damaged(f"{folder / name} {what}")
+    return body
+
+
+def restore(folder: Path, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
+    """Step, tree and note of the newest undamaged save, the arrays placed as those of `like`; None where there is none.
+
+    Logs a warning that names the file for each damaged save that is passed over. ValueError where a save has other names, shapes or dtypes.
+    """
+    for step in _steps(folder):
+        path = (folder / "resume" / str(step)).absolute()
+        try:
+            body = _verified(path)
+        except Damaged as error:
+            logging.getLogger(__name__).warning("%s; going back to the save before it", error)
+            continue
+        _compare(body["arrays"], _described(like), path)
+        with ocp.StandardCheckpointer() as checkpointer:
+            return step, checkpointer.restore(path / "tree", like), body["note"]
+    return None
+
+
+def clear(folder: Path) -> None:
+    """Delete the saves of a run that is finished and kept elsewhere."""
+    shutil.rmtree(folder / "resume", ignore_errors=True)
+
+
+def save_tree(path: Path, tree: Any, note: str | None = None) -> None:
+    """Write a nested dict of arrays as one safetensors file with dotted names; the same tree gives the same bytes.
+
+    `note` goes into the header (one key: the order of several is random). StorageError if the disk refuses.
+    """
+    arrays = {name: np.ascontiguousarray(jax.device_get(leaf)) for name, leaf in _names(tree).items()}
+    files.write_bytes(path, safetensors_bytes(arrays, None if note is None else {"note": note}))
+
+
+def load_tree(path: Path, like: Any) -> Any:
+    """The tree that `save_tree` wrote, with the structure of `like` (arrays, or shapes from `jax.eval_shape`).
+
+    Raises ValueError for a file that is no safetensors file, and one for all names, shapes and dtypes that differ.
+    """
+    try:
+        arrays = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"wanted trained weights in {path}, got: {error}; delete it and train again") from error
+    _compare(_described(arrays), _described(like), path)
+    return jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(arrays[name]) for name in _names(like)])

@@ -1,0 +1,156 @@
+"""The one training loop of SFT, evaluator and DPO: batches made ahead, metrics fetched a step late, saves, early stopping.
+
+Not here: what a step does (`steps`), what is written of it (`journal`), how a state is saved (`checkpoint`). The step number is the whole
+data position, so a run that was killed and is started again with the same arguments ends with the same bytes.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ilr_jax import files
+from ilr_jax.train import checkpoint
+from ilr_jax.train.journal import Journal
+from ilr_jax.train.state import Trainable, TrainState
+from ilr_jax.train.steps import Step
+
+AHEAD = 2
+_copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+
+
+class Fitted(NamedTuple):
+    """The state at the end, with the best weights where there was validation; steps done; the best validation loss and its step."""
+
+    state: TrainState
+    steps: int
+    best: float | None
+    best_step: int
+
+
+@dataclass
+class _Run:
+    """What a save holds: the state, and what early stopping remembers."""
+
+    state: TrainState
+    best_tree: Any
+    done: int = 0
+    best: float | None = None
+    best_step: int = 0
+    bad: int = 0
+
+    def resume(self, folder: Path) -> None:
+        found = checkpoint.restore(folder, {"state": self.state, "best": self.best_tree})
+        if found is not None:
+            self.done, trees, note = found
+            self.state, self.best_tree = TrainState(*trees["state"]), trees["best"]
+            self.best, self.best_step, self.bad = note["best"], note["best_step"], note["bad"]
+
+    def save(self, folder: Path) -> None:
+        note = {"best": self.best, "best_step": self.best_step, "bad": self.bad}
+        checkpoint.save(folder, self.done, {"state": self.state, "best": self.best_tree}, note)
+
+    def judge(self, value: float) -> None:
+        if self.best is None or value < self.best:
+            self.best, self.best_step, self.bad, self.best_tree = value, self.done, 0, _copy(self.state.trainable)
+        else:
+            self.bad += 1
+
+
+def _start(state: TrainState, folder: Path, keep_best: bool) -> _Run:
+    with files.explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    run = _Run(_copy(state), _copy(state.trainable) if keep_best else {})  # steps donate their state; the caller's stays
+    run.resume(folder)
+    return run
+
+
+def _ahead(make: Callable[[int], Any], start: int, stop: int) -> Generator[Any, None, None]:
+    """make(start), ..., make(stop - 1), computed on a thread ahead of their use; an exception of `make` is raised here."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        queue = deque(pool.submit(make, i) for i in range(start, min(start + AHEAD, stop)))
+        for i in range(start, stop):
+            batch = queue.popleft().result()
+            if i + AHEAD < stop:
+                queue.append(pool.submit(make, i + AHEAD))
+            yield batch
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _due(done: int, steps: int, count: int) -> list[int]:
+    """Which of `count` equal parts of `steps` end with step `done`, rounded up; the first part is 1."""
+    return [i for i in range(1, count + 1) if -(-steps * i // count) == done]
+
+
+def _report(journal: Journal, late: list[tuple[int, Any]], keep: int) -> None:
+    """Fetch and write the metrics that wait, but for the last `keep` steps."""
+    while len(late) > keep:
+        step, metrics = late.pop(0)
+        journal.step(step, jax.device_get(metrics))
+
+
+def fit(
+    step_fn: Step,
+    state: TrainState,
+    frozen: Mapping,
+    batch_at: Callable[[int], Any],
+    steps: int,
+    *,
+    folder: str | Path,
+    name: str = "train",
+    put: Callable[[Any], Any] = jax.device_put,
+    validate: Callable[[TrainState], float] | None = None,
+    validate_every: int = 0,
+    patience: int = 1,
+    snapshots: int = 10,
+    on_snapshot: Callable[[int, Trainable], None] | None = None,
+    save_seconds: float = 60.0,
+    save_steps: int | None = None,
+) -> Fitted:
+    """Train from `state` (which stays usable) for `steps` steps on `batch_at(0)`, `batch_at(1)`, ..., or go on from the save in `folder`.
+
+    `put` moves a batch to the devices. `validate` gives a loss every `validate_every` steps and at the end; after `patience` of them that
+    are no better than the best, training stops, and the best weights are returned. `on_snapshot(i, trainable)` gets a copy after
+    i/`snapshots` of the steps; after a kill it may be called again, with the same. Saves every `save_seconds` or `save_steps`;
+    `checkpoint.clear(folder)` deletes them. Writes `metrics.jsonl` and `tensorboard/` into `folder`. Raises NonFiniteLoss, StorageError,
+    and what `batch_at` raises.
+    """
+    if steps < 1 or (validate and validate_every < 1):
+        raise ValueError(f"{name}: wanted steps >= 1, and validate_every >= 1 with validate; got {steps} and {validate_every}")
+    folder = Path(folder)
+    run = _start(state, folder, keep_best=validate is not None)
+    saved, late = time.monotonic(), []
+    batches = _ahead(lambda i: put(batch_at(i)), run.done, steps)
+    with Journal(folder, name, run.done, steps) as journal, closing(batches):
+        while run.done < steps and run.bad < patience:
+            run.state, metrics = step_fn(run.state, frozen, next(batches))
+            run.done += 1
+            late.append((run.done, metrics))
+            validating = validate and (run.done % validate_every == 0 or run.done == steps)
+            parts = _due(run.done, steps, snapshots if on_snapshot else 0)
+            saving = time.monotonic() - saved >= save_seconds or (save_steps is not None and run.done % save_steps == 0)
+            # One step stays under way while the metrics of the one before are fetched, unless its result is needed now.
+            _report(journal, late, 0 if validating or parts or saving or run.done == steps else 1)
+            if validate and validating:
+                value = float(validate(run.state))
+                journal.validation(run.done, value)
+                run.judge(value)
+            if on_snapshot:
+                for part in parts:
+                    on_snapshot(part, _copy(run.state.trainable))
+            if saving:
+                journal.sync()
+                run.save(folder)
+                saved = time.monotonic()
+    if run.best is not None:
+        run.state = run.state._replace(trainable=run.best_tree)
+    return Fitted(run.state, run.done, run.best, run.best_step)

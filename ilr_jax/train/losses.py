@@ -1,0 +1,130 @@
+"""What is minimised: SFT's cross-entropy, DPO's preference loss and the evaluator's two-class loss.
+
+Not here: gradients, accumulation and means over a batch (`steps`). Log-probabilities are computed at completion positions only, a chunk of
+them at a time, so that neither [N, T, V] nor [N, C, V] ever exists. From: paper section 2 and appendix; DPO is arXiv 2305.18290.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ilr_jax.types import Batch
+
+
+def _logits(hidden: Float[Array, "N c D"], table: Float[Array, "V D"]) -> Float[Array, "N c V"]:
+    contract = (((2,), (1,)), ((), ()))
+    return jax.lax.dot_general(hidden, table.astype(hidden.dtype), contract, preferred_element_type=jnp.float32)
+
+
+def _pick(log_probs: Float[Array, "*N V"], ids: Int[Array, "*N"]) -> Float[Array, "*N"]:
+    """Entry `ids` of the last axis; NaN for an id outside it, which indexing would clamp or wrap in silence."""
+    picked = jnp.take_along_axis(log_probs, ids[..., None], axis=-1, mode="clip")[..., 0]
+    return jnp.where((ids >= 0) & (ids < log_probs.shape[-1]), picked, jnp.nan)
+
+
+def _chunk(hidden: Float[Array, "N c D"], table: Float[Array, "V D"], targets: Int[Array, "N c"]) -> Float[Array, "N c"]:
+    return _pick(jax.nn.log_softmax(_logits(hidden, table)), targets)
+
+
+def _chunk_with_slope(hidden: Float[Array, "N c D"], table: Float[Array, "V D"], targets: Int[Array, "N c"]) -> tuple[Array, Array]:
+    """Log-probabilities and their derivative by `hidden` [N, c, D]: the target's vector minus the expected one."""
+    log_probs = jax.nn.log_softmax(_logits(hidden, table))
+    weights = table.astype(hidden.dtype)
+    expected = jnp.matmul(jnp.exp(log_probs).astype(hidden.dtype), weights, preferred_element_type=jnp.float32)
+    slope = jnp.take(weights, targets, axis=0, mode="clip").astype(jnp.float32) - expected
+    return _pick(log_probs, targets), slope.astype(hidden.dtype)
+
+
+def _chunked(fn, hidden, table, targets, chunk: int):
+    """`fn` over chunks of the second axis, the last one padded; results have that axis at its own length again."""
+    n, c = targets.shape
+    if c <= chunk:
+        return fn(hidden, table, targets)
+    count = -(-c // chunk)
+    split = lambda x: jnp.pad(x, ((0, 0), (0, count * chunk - c)) + ((0, 0),) * (x.ndim - 2)).reshape(n, count, chunk, *x.shape[2:])
+    out = jax.lax.map(lambda xs: fn(xs[0], table, xs[1]), (split(hidden).swapaxes(0, 1), split(targets).swapaxes(0, 1)))
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(n, -1, *x.shape[3:])[:, :c], out)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _frozen(hidden: Float[Array, "N C D"], table: Float[Array, "V D"], targets: Int[Array, "N C"], chunk: int) -> Float[Array, "N C"]:
+    """Log-probabilities whose derivative by `hidden` is made in the forward pass: two products with the table instead of three."""
+    return _chunked(_chunk, hidden, table, targets, chunk)
+
+
+def _frozen_forward(hidden, table, targets, chunk):
+    return _chunked(_chunk_with_slope, hidden, table, targets, chunk)
+
+
+def _frozen_backward(chunk, slope, g):
+    return (g[..., None] * slope.astype(jnp.float32)).astype(slope.dtype), None, None
+
+
+_frozen.defvjp(_frozen_forward, _frozen_backward)
+
+
+def token_log_probs(
+    hidden: Float[Array, "N T D"],
+    table: Float[Array, "V D"],
+    places: Int[Array, "N C"],
+    targets: Int[Array, "N C"],
+    chunk: int = 16,
+    train_table: bool = False,
+) -> Float[Array, "N C"]:
+    """Float32 log-probability of `targets[n, c]` given the hidden state at `places[n, c]`; NaN where a target is outside the vocabulary.
+
+    Holds N * chunk * V logits at most. With `train_table` the gradient reaches `table` too, at the price of a third product with it;
+    without, the table counts as a constant.
+    """
+    picked = jnp.take_along_axis(hidden, places[:, :, None], axis=1)
+    if train_table:
+        return _chunked(jax.checkpoint(_chunk), picked, table, targets, chunk)
+    return _frozen(picked, table, targets, chunk)
+
+
+def by_adapter(values: Float[Array, " N"], k: int) -> Float[Array, " K"]:
+    """Sums over the rows of each of the k adapters."""
+    return values.reshape(k, -1).sum(axis=1)
+
+
+def sft_loss(log_probs: Float[Array, "N C"], batch: Batch, k: int) -> tuple[Float[Array, " K"], Float[Array, " K"]]:
+    """Per adapter, the sum of weighted negative log-probabilities and what it is to be divided by; the weights hold the normalisation."""
+    used = jnp.asarray(batch.weights) > 0
+    # Places that are not used may hold any target, -100 too, so they are cut off before the sum.
+    terms = -jnp.where(used, batch.weights * jnp.where(used, log_probs, 0.0), 0.0)
+    return by_adapter(terms.sum(axis=1), k), by_adapter(jnp.asarray(batch.units), k)
+
+
+def sequence_log_prob(log_probs: Float[Array, "N C"], batch: Batch) -> Float[Array, " N"]:
+    """Log-probability of each row's whole completion: plain sum over the used places, whatever their weights."""
+    return jnp.where(jnp.asarray(batch.weights) > 0, log_probs, 0.0).sum(axis=1)
+
+
+def dpo_loss(
+    chosen: Float[Array, " N"],
+    rejected: Float[Array, " N"],
+    reference_chosen: Float[Array, " N"],
+    reference_rejected: Float[Array, " N"],
+    beta: float,
+) -> tuple[Float[Array, " N"], dict[str, Float[Array, " N"]]]:
+    """Sigmoid loss of every pair, and its metrics under TRL's names (1.16, `DPOTrainer`), from summed log-probabilities.
+
+    loss = -log sigmoid(r_c - r_r) with the implicit rewards r = beta * (log pi(y|x) - log pi_ref(y|x)): arXiv 2305.18290, equation 7.
+    """
+    better, worse = beta * (chosen - reference_chosen), beta * (rejected - reference_rejected)
+    metrics = {
+        "rewards/chosen": better,
+        "rewards/rejected": worse,
+        "rewards/margins": better - worse,
+        "rewards/accuracies": (better > worse).astype(jnp.float32),
+        "logps/chosen": chosen,
+        "logps/rejected": rejected,
+    }
+    return -jax.nn.log_sigmoid(better - worse), jax.lax.stop_gradient(metrics)
+
+
+def class_loss(logits: Float[Array, "N C"], classes: Int[Array, " N"]) -> Float[Array, " N"]:
+    """Cross-entropy of every row, float32; NaN for a class that does not exist."""
+    return -_pick(jax.nn.log_softmax(logits.astype(jnp.float32)), classes)

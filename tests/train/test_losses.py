@@ -1,0 +1,203 @@
+"""Losses against plain JAX over full logits and against TRL's own code; no vocabulary-sized buffer over all positions."""
+
+import math
+import re
+from collections import defaultdict
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_runs as tiny
+
+from ilr_jax.train import losses, state, steps
+from ilr_jax.train.optimizer import OptimizerConfig
+
+N, T, C, D, V = 3, 11, 7, 5, 23
+
+
+def inputs():
+    keys = jax.random.split(jax.random.key(0), 4)
+    hidden, table = jax.random.normal(keys[0], (N, T, D)), jax.random.normal(keys[1], (V, D))
+    return hidden, table, jax.random.randint(keys[2], (N, C), 0, T), jax.random.randint(keys[3], (N, C), 0, V)
+
+
+def plain(hidden, table, places, targets):
+    log_probs = jax.nn.log_softmax(jnp.einsum("ntd,vd->ntv", hidden, table))
+    return jnp.take_along_axis(jnp.take_along_axis(log_probs, places[..., None], 1), targets[..., None], 2)[..., 0]
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 50])
+@pytest.mark.parametrize("train_table", [False, True])
+def test_token_log_probs_and_gradients_equal_full_logits(chunk, train_table):
+    hidden, table, places, targets = inputs()
+    weight = jax.random.normal(jax.random.key(7), (N, C))
+    ours = lambda h, w: jnp.sum(weight * jnp.sin(losses.token_log_probs(h, w, places, targets, chunk, train_table)))
+    theirs = lambda h, w: jnp.sum(weight * jnp.sin(plain(h, w, places, targets)))
+    both = (0, 1) if train_table else 0
+    ours, theirs = (jax.jit(jax.value_and_grad(fn, both)) for fn in (ours, theirs))
+    np.testing.assert_allclose(losses.token_log_probs(*inputs(), chunk, train_table), plain(*inputs()), rtol=0, atol=3e-6)
+    for a, b in zip(*(jax.tree.leaves(fn(hidden, table)) for fn in (ours, theirs)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+
+
+def test_a_frozen_table_costs_two_products_and_a_trained_one_four():
+    hidden, table, places, targets = inputs()
+
+    def products(train_table):
+        loss = lambda h, w: losses.token_log_probs(h, w, places, targets, C, train_table).sum()
+        text = jax.jit(jax.value_and_grad(loss, (0, 1) if train_table else 0)).lower(hidden, table).as_text()
+        return text.count("stablehlo.dot_general")
+
+    assert products(False) == 2
+    assert products(True) == 4  # forward, again for the backward pass, d hidden, d table
+
+
+@pytest.mark.parametrize("target", [-1, -100, V, V + 5])
+@pytest.mark.parametrize("train_table", [False, True])
+def test_target_outside_the_vocabulary_is_nan(target, train_table):
+    hidden, table, places, targets = inputs()
+    values = losses.token_log_probs(hidden, table, places, targets.at[1, 2].set(target), 3, train_table)
+    assert np.isnan(values[1, 2]) and np.isfinite(np.delete(np.asarray(values).ravel(), C + 2)).all()
+
+
+def test_class_outside_the_head_is_nan():
+    values = losses.class_loss(jnp.ones((4, 2)), jnp.array([0, 1, 2, -1]))
+    np.testing.assert_allclose(values[:2], math.log(2), rtol=1e-6)
+    assert np.isnan(values[2:]).all()
+
+
+@pytest.mark.parametrize("normalize", ["sequence", "token"])
+def test_sft_loss_is_the_mean_that_the_normalisation_names(normalize):
+    batch = tiny.batch([12, 0, 5, 8], normalize=normalize)
+    log_probs = jax.random.normal(jax.random.key(0), batch.targets.shape).at[batch.weights == 0].set(jnp.nan)
+    total, units = losses.sft_loss(log_probs, batch, 2)
+    used = [[-float(x) for x, w in zip(row, keep, strict=True) if w] for row, keep in zip(log_probs, batch.weights, strict=True)]
+    groups = [used[:2], used[2:]]
+    for k, group in enumerate(groups):
+        if normalize == "sequence":
+            wanted = np.mean([np.mean(row) for row in group if row])
+        else:
+            wanted = np.mean([x for row in group for x in row])
+        np.testing.assert_allclose(total[k] / units[k], wanted, rtol=1e-6)
+
+
+def test_unused_targets_reach_neither_loss_nor_gradient():
+    batch = tiny.batch([12, 4, 5, 8])  # unused targets are -100
+    loss = lambda tree, frozen, b: losses.sft_loss(steps._log_probs(tiny.SETUP, tree, frozen, b), b, 1)[0][0]
+    run = jax.jit(jax.value_and_grad(loss))
+    clean = batch._replace(targets=np.maximum(batch.targets, 0))
+    for a, b in zip(*(jax.tree.leaves(run(tiny.adapters(), tiny.base(), x)) for x in (batch, clean)), strict=True):
+        assert np.isfinite(a).all()
+        np.testing.assert_array_equal(a, b)
+
+
+def jaxpr_shapes(jaxpr):
+    for equation in jaxpr.eqns:
+        yield from (v.aval.shape for v in equation.outvars)
+        for value in equation.params.values():
+            for inner in value if isinstance(value, (list, tuple)) else [value]:
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from jaxpr_shapes(inner)
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo", "full"])
+def test_no_buffer_of_all_positions_by_vocabulary(kind):
+    setup = tiny.FULL if kind == "full" else tiny.SETUP
+    trainable, frozen = (tiny.full(), {}) if kind == "full" else (tiny.adapters(), tiny.base())
+    lengths = [40, 33, 40, 38]
+    batch = tiny.pair_batch(lengths, t=40, c=20) if kind == "dpo" else tiny.batch(lengths, t=40, c=20)
+    step = (steps.dpo_step if kind == "dpo" else steps.sft_step)(setup, OptimizerConfig())
+    first = state.init(trainable, OptimizerConfig(), [9])
+    traced = step.trace(first, frozen, batch)
+    text = traced.lower().compile().as_text()
+    shapes = set(jaxpr_shapes(traced.jaxpr.jaxpr)) | {tuple(map(int, s.split(","))) for s in re.findall(r"\[(\d+(?:,\d+)+)\]", text)}
+    rows = 8 if kind == "dpo" else 4
+    with_vocabulary = [s for s in shapes if tiny.VOCAB in s]
+    assert (rows, setup.chunk, tiny.VOCAB) in with_vocabulary  # the chunks are seen, so a whole would be too
+    assert max(math.prod(s) for s in with_vocabulary) < rows * 20 * tiny.VOCAB
+
+
+def test_dpo_starts_at_log_two():
+    values = jnp.array([-3.0, -70.0])
+    loss, metrics = losses.dpo_loss(values, values - 1, values, values - 1, 0.1)
+    np.testing.assert_allclose(loss, math.log(2), rtol=1e-6)
+    np.testing.assert_array_equal(metrics["rewards/margins"], 0)
+
+
+def trl_loss(trl, torch, model, batch, beta):
+    """TRL's loss and metrics on our batch: its `_compute_loss` on a stand-in for the trainer, references from the batch."""
+    join = lambda name: np.concatenate([getattr(batch.chosen, name), getattr(batch.rejected, name)])
+    tokens = np.concatenate([batch.chosen.rows.tokens, batch.rejected.rows.tokens])
+    segments = np.concatenate([batch.chosen.rows.segments, batch.rejected.rows.segments])
+    mask = np.zeros_like(tokens)
+    for i, (places, weights) in enumerate(zip(join("places"), join("weights"), strict=True)):
+        mask[i, places[weights > 0] + 1] = 1
+
+    def call(input_ids, attention_mask, labels, **_):
+        logits = model(input_ids=input_ids, attention_mask=attention_mask).logits[:, :-1]
+        ids = labels[:, 1:]
+        picked = torch.log_softmax(logits, -1).gather(-1, ids.clamp(min=0)[..., None])[..., 0] * (ids >= 0)
+        zeros = torch.zeros_like(picked)
+        return SimpleNamespace(log_probs=picked, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())
+
+    call.training = True
+    same = SimpleNamespace(gather=lambda x: x, gather_for_metrics=lambda x: x, device="cpu")
+    trainer = SimpleNamespace(
+        model=call,
+        accelerator=same,
+        args=SimpleNamespace(),
+        aux_loss_enabled=False,
+        ld_alpha=None,
+        precompute_ref_logps=True,
+        f_divergence_type="reverse_kl",
+        loss_types=["sigmoid"],
+        loss_weights=[1.0],
+        beta=beta,
+        label_smoothing=0.0,
+        use_weighting=False,
+        _metrics={"train": defaultdict(list)},
+        _total_train_tokens=0,
+        _tp_size=1,
+    )
+    data = {"input_ids": tokens.astype(np.int64), "attention_mask": segments.astype(np.int64), "completion_mask": mask.astype(np.int64)}
+    data |= {"ref_chosen_logps": batch.reference_chosen, "ref_rejected_logps": batch.reference_rejected}
+    loss = trl.DPOTrainer._compute_loss(trainer, call, {name: torch.tensor(x) for name, x in data.items()}, False)
+    return loss, {name: values[0] for name, values in trainer._metrics["train"].items()}
+
+
+@pytest.mark.filterwarnings("default")
+def test_dpo_loss_metrics_and_gradients_equal_trl(tmp_path):
+    torch, trl = pytest.importorskip("torch"), pytest.importorskip("trl")
+    from transformers import AutoModelForCausalLM
+
+    from ilr_jax.models import hf
+
+    torch.set_num_threads(1)
+    params, batch, beta = tiny.base(), tiny.pair_batch([14, 9, 11, 6]), 0.3
+    hf.save_model(tmp_path / "model", tiny.CONFIG, params)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32, attn_implementation="eager")
+    loss, metrics = trl_loss(trl, torch, model, batch, beta)
+    loss.backward()
+
+    def ours(tree):
+        both = steps._join(batch.chosen, batch.rejected, 1)
+        log_probs = losses.sequence_log_prob(steps._log_probs(tiny.FULL, tree, {}, both), both)
+        values, named = losses.dpo_loss(*jnp.split(log_probs, 2), *map(jnp.asarray, batch[2:4]), beta)
+        return values.mean(), named
+
+    (value, named), grads = jax.jit(jax.value_and_grad(ours, has_aux=True))(tiny.full())
+    assert abs(float(value) - loss.item()) <= 1e-5
+    for name, per_pair in named.items():
+        np.testing.assert_allclose(per_pair.mean(), metrics[name], rtol=0, atol=1e-4, err_msg=name)
+    theirs = {name: p.grad.numpy() for name, p in model.named_parameters()}
+    found = grads["params"]
+    np.testing.assert_allclose(found["embed"]["table"][0], theirs["model.embed_tokens.weight"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found["head"]["table"][0], theirs["lm_head.weight"], rtol=0, atol=1e-4)
+    for i in range(2):
+        for ours_name, their_name in (("q_proj", "self_attn.q_proj"), ("down_proj", "mlp.down_proj")):
+            wanted = theirs[f"model.layers.{i}.{their_name}.weight"].T
+            assert np.abs(wanted).max() > 1e-2  # else the tolerance could not fail
+            np.testing.assert_allclose(found["layers"][ours_name]["kernel"][0, i], wanted, rtol=0, atol=1e-4)

@@ -1,0 +1,109 @@
+"""What the tests of this room share: a tiny untied model with random adapters, and random batches of every kind."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ilr_jax.models import config as configs
+from ilr_jax.models import decoder, heads, lora
+from ilr_jax.models.lora import Lora
+from ilr_jax.train.steps import Setup
+from ilr_jax.types import Batch, ClassBatch, PairBatch, Rows
+
+VOCAB = 61
+FIELDS = {
+    "model_type": "mistral",
+    "vocab_size": VOCAB,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "max_position_embeddings": 64,
+}
+CONFIG = configs.from_fields(FIELDS)
+LORA = Lora(rank=3, alpha=6.0)
+SETUP = Setup(CONFIG, LORA, chunk=4)
+FULL = Setup(CONFIG, chunk=4)
+
+
+@cache
+def base(seed: int = 0) -> dict:
+    """Parameters large enough for logits of order 1."""
+    return jax.tree.map(lambda x: 8 * x if x.ndim > 1 and x.std() > 0 else x, decoder.init(CONFIG, jax.random.key(seed)))
+
+
+@cache
+def adapters(k: int = 1, seed: int = 1, head: bool = False) -> dict:
+    """K random adapters, `b` too, so that every gradient is non-zero from the start."""
+    keys = jax.random.split(jax.random.key(seed), k)
+    tree = jax.jit(lambda: lora.init(CONFIG, LORA, keys))()
+    fill = lambda key, x: 0.1 * jax.random.normal(key, x.shape)
+    tree = {name: {"a": pair["a"], "b": fill(jax.random.key(i), pair["b"])} for i, (name, pair) in enumerate(tree.items())}
+    read_out = lambda key: 10 * heads.init(CONFIG.hidden_size, 2, key)
+    return {"adapters": tree} | ({"head": jax.vmap(read_out)(keys)} if head else {})
+
+
+@cache
+def full(seed: int = 0, head: bool = False) -> dict:
+    """All weights as what trains, K = 1."""
+    one = {"params": base(seed)} | ({"head": 10 * heads.init(CONFIG.hidden_size, 2, jax.random.key(9))} if head else {})
+    return jax.tree.map(lambda x: x[None], one)
+
+
+def rows(lengths: list[int], t: int, seed: int = 0, left: bool = False) -> Rows:
+    """Random rows of these lengths, padded to t with random tokens: what stands in the padding must not matter."""
+    rng = np.random.default_rng(seed)
+    real = [rng.integers(0, VOCAB, n) for n in lengths]
+    tokens = np.random.default_rng(seed + 100).integers(0, VOCAB, (len(lengths), t)).astype(np.int32)
+    positions, segments = np.zeros_like(tokens), np.zeros_like(tokens)
+    for i, ids in enumerate(real):
+        where = slice(t - len(ids), t) if left else slice(0, len(ids))
+        tokens[i, where], positions[i, where], segments[i, where] = ids, np.arange(len(ids)), 1
+    return Rows(tokens, positions, segments)
+
+
+def batch(lengths: list[int], t: int = 14, c: int = 7, seed: int = 0, left: bool = False, normalize: str = "sequence") -> Batch:
+    """A batch whose completion is the last half of each row; a row of length 0 counts nothing. Unused targets are -100."""
+    r = rows(lengths, t, seed, left)
+    places, targets = np.zeros((len(lengths), c), np.int32), np.full((len(lengths), c), -100, np.int32)
+    weights, units = np.zeros((len(lengths), c), np.float32), np.zeros(len(lengths), np.float32)
+    for i, n in enumerate(lengths):
+        m, start = n // 2, t - n if left else 0
+        if m:
+            places[i, :m] = start + n - m - 1 + np.arange(m)
+            targets[i, :m] = r.tokens[i, places[i, :m] + 1]
+            weights[i, :m], units[i] = (1 / m, 1) if normalize == "sequence" else (1, m)
+    return Batch(r, places, targets, weights, units)
+
+
+def class_batch(lengths: list[int], t: int = 14, seed: int = 0) -> ClassBatch:
+    classes = np.random.default_rng(seed).integers(0, 2, len(lengths)).astype(np.int32)
+    last = np.maximum(np.array(lengths, np.int32) - 1, 0)
+    return ClassBatch(rows(lengths, t, seed), last, classes, (np.array(lengths) > 0).astype(np.float32))
+
+
+def pair_batch(lengths: list[int], seed: int = 0, t: int = 14, c: int = 7) -> PairBatch:
+    rng = np.random.default_rng(seed)
+    reference = [rng.normal(-12, 2, len(lengths)).astype(np.float32) for _ in range(2)]
+    sides = [batch(lengths, t, c, seed=seed + s, normalize="token") for s in (0, 50)]
+    return PairBatch(*sides, *reference, (np.array(lengths) > 0).astype(np.float32))
+
+
+def pick(tree, part: slice):
+    """Some rows of a batch of any kind."""
+    return jax.tree.map(lambda x: x[part], tree)
+
+
+def equal_bits(a, b) -> bool:
+    leaves = [jax.tree.leaves(jax.tree.map(np.asarray, tree)) for tree in (a, b)]
+    same = lambda x, y: x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
+    return len(leaves[0]) == len(leaves[1]) and all(map(same, *leaves))
+
+
+def grown(x: jnp.ndarray) -> float:
+    """Greatest magnitude, at least 1e-30."""
+    return float(max(np.abs(np.asarray(x)).max(), 1e-30))
