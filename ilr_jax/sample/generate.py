@@ -1,0 +1,89 @@
+"""The front door of decoding: many requests in, their completions out, by sampling or by beam search.
+
+Token ids only: it knows no tokenizer and no task.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import PRNGKeyArray
+
+from ilr_jax.models import lora as lora_
+from ilr_jax.models.config import ModelConfig
+from ilr_jax.models.lora import Adapters, Lora
+from ilr_jax.progress import Progress
+from ilr_jax.sample import beam, rollout
+from ilr_jax.sample.beam import BeamSettings
+from ilr_jax.sample.engine import Engine, Machine
+from ilr_jax.sample.requests import Completion, Request, check
+from ilr_jax.sample.rollout import SamplingSettings
+
+_merge = jax.jit(lora_.merge, static_argnames="lora")
+_prepare = jax.jit(lora_.prepare, static_argnames=("lora", "dtype"))
+
+
+def generate(
+    config: ModelConfig,
+    params: Any,
+    adapters: Adapters | None,
+    requests: Sequence[Request],
+    settings: SamplingSettings | BeamSettings,
+    *,
+    eos: Sequence[int],
+    lora: Lora | None = None,
+    key: PRNGKeyArray | int = 0,
+    pad: int = 0,
+    dtype: DTypeLike = jnp.float32,
+    merge: bool = True,
+    progress: str | None = None,
+) -> list[list[Completion]]:
+    """The completions of each request, in the order of the requests: `settings.n` samples, or the one that beam search ranks first.
+
+    `adapters` [K, ...] come with their `lora`; None decodes with the bare `params`. A single adapter is merged into the weights unless `merge`
+    is False. Samples are drawn from `key` (or the key of a seed), the request's `id` and the sample's number, whatever else is being decoded.
+    Any of `eos` ends an answer; `pad` is any id of the vocabulary and has no effect. `dtype` is that of the computation. `progress` names the
+    job on the terminal; None is silent. Raises ValueError for a request that the model cannot answer.
+    """
+    if (adapters is None) != (lora is None):
+        raise ValueError("adapters and lora: wanted both or neither; `lora` says how the adapters are scaled")
+    count = 1 if adapters is None else jax.tree.leaves(adapters)[0].shape[0]
+    check(config, count, requests, [*eos])
+    if not requests:
+        return []
+    weights = (params, None)
+    if adapters is not None and lora is not None:
+        weights = (_merge(params, adapters, lora), None) if merge and count == 1 else (params, _prepare(adapters, lora, dtype))
+    key = jax.random.key(key) if isinstance(key, int) else key
+    make = _samples if isinstance(settings, SamplingSettings) else _beams
+    machine = make(config, jnp.dtype(dtype), settings, weights, tuple(eos), key)
+    with Progress(progress or "", len(requests), "prompts", quiet=progress is None) as bar:
+        return Engine(machine, requests, count, config.context, pad).run(bar)
+
+
+def _samples(config: ModelConfig, dtype: Any, settings: SamplingSettings, weights: Any, eos: tuple[int, ...], key: PRNGKeyArray) -> Machine:
+    return Machine(
+        blank=lambda rows, length: rollout.blank(config, dtype, rows, length, settings.max_new_tokens),
+        admit=lambda state, fill: rollout.admit(config, dtype, weights, state, fill, key),
+        advance=partial(rollout.advance, config, dtype, settings.rule, eos, settings.chunk, weights),
+        rows=settings.slots,
+        copies=settings.n,
+        window=settings.max_new_tokens,
+        bucket=settings.bucket,
+    )
+
+
+def _beams(config: ModelConfig, dtype: Any, settings: BeamSettings, weights: Any, eos: tuple[int, ...], key: PRNGKeyArray) -> Machine:
+    del key  # nothing is drawn
+    return Machine(
+        blank=lambda rows, length: beam.blank(config, dtype, settings, rows, length),
+        admit=lambda state, fill: beam.admit(config, dtype, weights, state, fill),
+        advance=partial(beam.advance, config, dtype, settings, eos, weights),
+        rows=settings.prompts,
+        copies=1,
+        window=settings.max_new_tokens,
+        bucket=settings.bucket,
+    )

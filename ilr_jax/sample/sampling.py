@@ -1,0 +1,104 @@
+"""Drawing the next token: temperature, then top-k, then top-p (the order of vLLM 0.5), by inverting the distribution function at one uniform a row.
+
+Nothing here knows of requests or slots. A row's token depends on its logits and its uniform only, never on its neighbours, and no noise of the
+size of the vocabulary is made.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+WINDOW = 512
+Rule = tuple[float, int | None, float]  # temperature, top-k, top-p
+
+
+def check(temperature: float, top_k: int | None, top_p: float) -> None:
+    """ValueError unless the three describe a distribution."""
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise ValueError(f"temperature: wanted a number >= 0 (0 takes the likeliest token), got {temperature!r}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k: wanted at least 1, or None to keep all tokens, got {top_k!r}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p: wanted a share in (0, 1], 1 to keep all tokens, got {top_p!r}")
+
+
+def uniforms(keys: Key[Array, " N"], first: Int[Array, " N"], count: int) -> Float[Array, "count N"]:
+    """The uniforms in [0, 1) of each row's draws `first`, `first` + 1, ...; they depend on the row's key and the draw's number only."""
+    one = lambda key, index: jax.random.uniform(jax.random.fold_in(key, index))
+    numbers = first[None, :] + jnp.arange(count)[:, None]
+    return jax.vmap(jax.vmap(one), (None, 0))(keys, numbers)
+
+
+def _running_sum(weights: Float[Array, "N S"]) -> Float[Array, "N S"]:
+    """Cumulative sums as one product with a triangle: a scan would be a dozen small operations."""
+    triangle = jnp.triu(jnp.ones((weights.shape[1],) * 2, weights.dtype))
+    return jnp.matmul(weights, triangle, precision=jax.lax.Precision.HIGHEST)
+
+
+def _invert(weights: Float[Array, "N S"], sums: Float[Array, "N S"], mass: Float[Array, "N 1"]) -> Int[Array, "N 1"]:
+    """The first entry of positive weight whose cumulative sum exceeds `mass`; rounding never leads past the last such entry."""
+    mass = jnp.minimum(mass, jnp.max(sums, axis=1, keepdims=True) * (1 - 1e-6))
+    return jnp.argmax((sums > mass) & (weights > 0), axis=1, keepdims=True)
+
+
+def _two_levels(weights: Float[Array, "N V"], u: Float[Array, "N 1"]) -> Int[Array, " N"]:
+    """Draws by blocks of about sqrt(V): first the block from the block sums, then the entry within the block."""
+    n, v = weights.shape
+    size = 2 ** math.ceil(math.log2(v) / 2)
+    blocks = jnp.pad(weights, ((0, 0), (0, -v % size))).reshape(n, -1, size)
+    totals = jnp.sum(blocks, axis=2)
+    sums = _running_sum(totals)
+    mass = u * sums[:, -1:]
+    block = _invert(totals, sums, mass)
+    before = jnp.take_along_axis(sums - totals, block, axis=1)
+    inside = jnp.take_along_axis(blocks, block[:, :, None], axis=1)[:, 0]
+    return (block * size + _invert(inside, _running_sum(inside), mass - before))[:, 0]
+
+
+def _nucleus(
+    scaled: Float[Array, "N V"], size: int, u: Float[Array, "N 1"], total: Float[Array, "N 1"] | None, top_p: float
+) -> tuple[Int[Array, " N"], Array]:
+    """Draws from the smallest set of likeliest tokens that holds `top_p` of `total` (None: of the window), the crossing token included.
+
+    Looks at the `size` likeliest; the second result says which rows would have needed more.
+    """
+    values, ids = jax.lax.top_k(scaled, size)
+    weights = jnp.exp(values - values[:, :1])
+    sums = _running_sum(weights)
+    wanted = top_p * (sums[:, -1:] if total is None else total)
+    kept = jnp.where((sums - weights < wanted) | (top_p >= 1), weights, 0.0)
+    kept_sums = jnp.where(kept > 0, sums, 0.0)
+    choice = _invert(kept, kept_sums, u * jnp.max(kept_sums, axis=1, keepdims=True))
+    return jnp.take_along_axis(ids, choice, axis=1)[:, 0], (sums[:, -1] < wanted[:, 0]) & (size < scaled.shape[1])
+
+
+def draw(
+    logits: Float[Array, "N V"], uniform: Float[Array, " N"], temperature: float, top_k: int | None = None, top_p: float = 1.0
+) -> Int[Array, " N"]:
+    """A token a row from float32 logits; exact up to float32 rounding. Temperature 0 takes the likeliest token, the lowest id among equals.
+
+    With top-k, exactly k tokens remain (the lower ids among equals) and top-p is a share of their mass.
+    """
+    if temperature == 0:
+        return jnp.argmax(logits, axis=1)
+    scaled, u = logits / temperature if temperature != 1 else logits, uniform[:, None]
+    vocabulary = logits.shape[1]
+    if top_k is not None and top_k < vocabulary:
+        return _nucleus(scaled, top_k, u, None, top_p)[0]
+    weights = jnp.exp(scaled - jnp.max(scaled, axis=1, keepdims=True))
+    if top_p >= 1:
+        return _two_levels(weights, u)
+    total = jnp.sum(weights, axis=1, keepdims=True)
+    tokens, spilled = _nucleus(scaled, min(WINDOW, vocabulary), u, total, top_p)
+    if vocabulary <= WINDOW:
+        return tokens
+    everything = lambda: _nucleus(scaled, vocabulary, u, total, top_p)[0]
+    return jnp.where(spilled, jax.lax.cond(jnp.any(spilled), everything, lambda: tokens), tokens)
+
+
+def log_probs(logits: Float[Array, "N V"], tokens: Int[Array, " N"]) -> Float[Array, " N"]:
+    """Log-probabilities of tokens under the model's own distribution (temperature 1, nothing cut off)."""
+    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=1)[:, 0]
+    return chosen - jax.nn.logsumexp(logits, axis=1)

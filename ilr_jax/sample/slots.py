@@ -1,0 +1,89 @@
+"""Slots on the device: the parts of decoding that samples and beams share.
+
+A slot holds one sample, or all the beams of a prompt. Its prompt is prefilled in a batch of others and copied in; its generated keys live in a
+ring that every slot writes at one shared cursor, so that a write is one update in place and a freed slot is taken again without moving
+anything (JetStream's idea). Which ring entries belong to the present tenant is a matter of masks.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from ilr_jax.models.cache import Cache, Part
+from ilr_jax.models.decoder import Decoder, Unstacked
+from ilr_jax.types import Rows
+
+State = TypeVar("State", bound=NamedTuple)
+
+
+class Fill(NamedTuple):
+    """Prompts to prefill, and the slots that they go to: slot `target[m]` continues row `source[m]`.
+
+    Unused entries aim at a slot past the last. `limits` are how many tokens may be generated; draws come from request `ids` and sample `copies`.
+    """
+
+    rows: Rows
+    source: Int[Any, " M"]
+    target: Int[Any, " M"]
+    lengths: Int[Any, " M"]
+    limits: Int[Any, " M"]
+    ids: Int[Any, " M"]
+    copies: Int[Any, " M"]
+
+
+class Result(NamedTuple):
+    """What stands in each slot: the first `length` of `tokens` were generated before the end token (`ended`) or the limit."""
+
+    tokens: Int[Any, "N W"]
+    length: Int[Any, " N"]
+    log_prob: Float[Any, " N"]
+    score: Float[Any, " N"]
+    ended: Bool[Any, " N"]
+
+
+def put(old: Array, new: Array, fill: Fill) -> Array:
+    """`old` [slots, ...] with rows of `new` in the slots being filled."""
+    return old.at[fill.target].set(new[fill.source].astype(old.dtype), mode="drop")
+
+
+def prefill(model: Decoder, adapters: Any, cache: Cache, fill: Fill, dtype: DTypeLike) -> tuple[Float[Array, "F D"], Cache]:
+    """Hidden states at the last token of each prompt, and the cache with the prompts in their slots and the slots' rings empty."""
+    hidden, part = model(fill.rows, adapters, dtype=dtype, keep=True)
+    assert part is not None
+    last = jnp.sum(fill.rows.segments, axis=1) - 1
+    prompt = jax.tree.map(lambda old, new: put(old, new, fill), cache.prompt, part)
+    segments = cache.generated.segments.at[fill.target].set(0, mode="drop")
+    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0], Cache(prompt, cache.generated._replace(segments=segments), cache.cursor)
+
+
+def layers(model: Decoder, adapters: Any) -> Unstacked | None:
+    """What `Decoder.step` should be given in a loop.
+
+    A CPU copies a layer's slice of the stacked weights at each step, so it is taken before the loop; elsewhere the slice is read in place, and
+    one taken before the loop would hold the weights twice.
+    """
+    return model.unstack(adapters) if jax.default_backend() == "cpu" else None
+
+
+def busy(done: Bool[Array, " N"], wanted: Int[Array, " K"]) -> Bool[Array, ""]:
+    """Whether to decode on: some slot is at work, and no adapter's group has the free slots that are `wanted` there for new prompts."""
+    free = jnp.sum(done.reshape(wanted.shape[0], -1), axis=1)
+    return ~jnp.all(done) & ~jnp.any(free >= wanted)
+
+
+@partial(jax.jit, static_argnames="length")
+def _widen(prompt: Part, length: int) -> Part:
+    more = length - prompt.positions.shape[1]
+    pad = lambda x, axis: jnp.pad(x, [(0, more if i == axis else 0) for i in range(x.ndim)])
+    keys, values = tuple(pad(k, 3) for k in prompt.k), tuple(pad(v, 2) for v in prompt.v)
+    return Part(keys, values, pad(prompt.positions, 1), pad(prompt.segments, 1))
+
+
+def widen(state: Any, length: int) -> Any:
+    """The state with room for prompts of `length` tokens."""
+    cache = state.cache
+    return state._replace(cache=cache._replace(prompt=_widen(cache.prompt, length)))
