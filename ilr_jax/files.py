@@ -34,8 +34,10 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """What `write_json` wrote. ValueError, naming the file, if it is not JSON."""
+    with explained(path, "read"):
+        data = path.read_bytes()
     try:
-        return json.loads(path.read_bytes().decode())
+        return json.loads(data.decode())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"wanted JSON in {path}, got something else ({error}); the file is damaged, delete it") from error
 
@@ -160,5 +162,5 @@ def _plain(value: Any) -> Any:
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hex."""
-    with open(path, "rb") as file:
+    with explained(path, "read"), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

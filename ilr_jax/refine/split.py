@@ -1,7 +1,7 @@
-"""Who is trained on what: the D1/D2 split, the folds of a round, and which fold's model proposes for which.
+"""Who is trained on what: the D1/D2 split and the folds of a round.
 
-Not here: what the halves are used for, and the order of batches. Every draw is a SHA-256 hash of (seed, purpose, id), so it
-depends neither on the order of the input, nor on a generator's state, nor on the version of a library.
+Not here: which model is trained on which fold and proposes for which, and the order of batches. Every draw is a SHA-256 hash
+of (seed, purpose, id), so it depends neither on the order of the input, nor on a generator's state, nor on a library's version.
 From: paper section 3 (halves and cross-labelling); K > 2 folds are ours.
 """
 
@@ -56,12 +56,3 @@ def folds(ids: Sequence[str], k: int, seed: int, round: int) -> list[list[int]]:
         raise ValueError(f"wanted at least one label for each of {k} folds, got {len(ids)} labels; use fewer folds or more data")
     order = shuffled(ids, seed, "folds", round)
     return [sorted(order[j::k]) for j in range(k)]
-
-
-def other_fold(fold: int, k: int) -> int:
-    """The fold that the model trained on `fold` proposes for: the next one, the other half when k = 2.
-
-    With "train on one fold, propose for the next" each of K models sees 1/K of the labels, and all K together cost one pass
-    over the data whatever K is; each fold gets exactly one proposal per question, from a model that has not seen it.
-    """
-    return (fold + 1) % k

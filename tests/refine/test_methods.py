@@ -1,0 +1,140 @@
+"""One round of each method, on labels whose truth is known."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ilr_jax.refine.methods import correct_demos, ilr_round, naive_round, oracle_round
+from ilr_jax.types import Example, Label
+
+ROUND = st.lists(st.tuples(st.integers(0, 3), st.none() | st.integers(0, 3)), min_size=1, max_size=40)
+
+
+def world(rows):
+    """Labels and proposals that are numbers in words; the right answer is always 0."""
+    examples = [Example(f"e{i}", f"question {i}", "answer 0", "test") for i in range(len(rows))]
+    labels = [Label(f"e{i}", f"label {a}", "weak") for i, (a, _) in enumerate(rows)]
+    return labels, [None if b is None else f"proposal {b}" for _, b in rows], examples
+
+
+def agree(a, b, examples):
+    return np.array([x[-1] == y[-1] for x, y in zip(a, b, strict=True)])
+
+
+def grade(answers, examples):
+    return np.array([text[-1] == e.reference[-1] for text, e in zip(answers, examples, strict=True)])
+
+
+def smaller_is_better(requests):
+    """A judge that prefers the smaller number, by how much smaller it is."""
+    return [0.5 + (int(a[-1]) - int(b[-1])) / 8 for _, a, b in requests]
+
+
+def forbidden(*_):
+    raise AssertionError("nobody may be asked")
+
+
+@settings(max_examples=100, deadline=None)
+@given(ROUND, st.floats(0, 1), st.sampled_from(["disagreeing", "all", "none"]))
+def test_ilr_replaces_exactly_what_its_decisions_accept(rows, alpha, alpha_of):
+    labels, proposals, examples = world(rows)
+    new, decisions = ilr_round(labels, proposals, examples, agree, smaller_is_better, round=2, alpha=alpha, alpha_of=alpha_of)
+    assert [d.example_id for d in decisions] == [label.example_id for label in labels]
+    for label, after, d, proposal in zip(labels, new, decisions, proposals, strict=True):
+        assert after == (Label(label.example_id, d.proposal, "proposal", 2) if d.accepted else label)
+        assert (d.before, d.proposal, d.round) == (label.text, proposal or "", 2)
+        asked = proposal is not None and proposal[-1] != label.text[-1]
+        assert (d.score is not None) == asked == (d.threshold is not None)
+        assert d.accepted == (d.score is not None and d.threshold is not None and d.score > d.threshold)
+
+
+@settings(max_examples=100, deadline=None)
+@given(ROUND)
+def test_ilr_without_a_cap_never_worsens_under_a_right_judge(rows):
+    labels, proposals, examples = world(rows)
+    new, _ = ilr_round(labels, proposals, examples, agree, smaller_is_better, round=0, alpha_of="none")
+    assert all(int(after.text[-1]) <= int(label.text[-1]) for label, after in zip(labels, new, strict=True))
+
+
+def test_the_threshold_looks_at_disagreeing_items_only():
+    labels, proposals, examples = world([(1, 1)] * 80 + [(3, 0)] * 3 + [(3, 2)] * 17)
+    _, decisions = ilr_round(labels, proposals, examples, agree, smaller_is_better, round=0, alpha=0.15)
+    assert sum(d.accepted for d in decisions) == 3
+    _, decisions = ilr_round(labels, proposals, examples, agree, smaller_is_better, round=0, alpha=0.15, alpha_of="none")
+    assert sum(d.accepted for d in decisions) == 20
+
+
+def test_ilr_passes_prompt_label_and_proposal_in_that_order():
+    labels, proposals, examples = world([(3, 1)])
+    asked = []
+    ilr_round(labels, proposals, examples, agree, lambda requests: asked.extend(requests) or [0.5] * len(requests), round=0)
+    assert asked == [("question 0", "label 3", "proposal 1"), ("question 0", "proposal 1", "label 3")]
+
+
+@pytest.mark.parametrize("rows", [[(1, 1)] * 5, [(1, None)] * 5, []])
+def test_all_agree_none_read_or_nothing_at_all_asks_nobody(rows):
+    labels, proposals, examples = world(rows)
+    assert ilr_round(labels, proposals, examples, agree, forbidden, round=0)[0] == labels
+    assert oracle_round(labels, proposals, examples, agree, forbidden, round=0)[0] == labels
+
+
+def test_all_equal_scores_replace_nothing_under_the_cap():
+    labels, proposals, examples = world([(3, 1)] * 10)
+    new, _ = ilr_round(labels, proposals, examples, agree, smaller_is_better, round=0)
+    assert new == labels
+
+
+@settings(max_examples=100, deadline=None)
+@given(ROUND, st.floats(0, 1), st.integers(0, 9))
+def test_naive_replaces_its_share_of_all_labels_as_far_as_proposals_go(rows, alpha, seed):
+    labels, proposals, examples = world(rows)
+    new, decisions = naive_round(labels, proposals, examples, round=1, seed=seed, alpha=alpha)
+    accepted = [d for d in decisions if d.accepted]
+    assert len(accepted) == min(int(alpha * len(rows) + 0.5), sum(p is not None for p in proposals))
+    assert all(a.text == (d.proposal if d.accepted else d.before) for a, d in zip(new, decisions, strict=True))
+    assert all(d.score is None for d in decisions)
+
+
+def test_naive_is_random_seeded_and_can_match_a_count():
+    labels, proposals, examples = world([(3, 1)] * 200)
+    draws = [naive_round(labels, proposals, examples, round=r, seed=s)[0] for s in (0, 1) for r in (0, 1)]
+    assert all(a != b for i, a in enumerate(draws) for b in draws[:i])
+    assert draws[0] == naive_round(labels, proposals, examples, round=0, seed=0)[0]
+    _, decisions = naive_round(labels, proposals, examples, round=0, seed=0, match_count=7)
+    assert sum(d.accepted for d in decisions) == 7
+    assert {d.reason for d in decisions} == {"drawn at random with 7 of 200 labels", "not judged"}
+
+
+@settings(max_examples=100, deadline=None)
+@given(ROUND)
+def test_the_oracle_accepts_exactly_the_right_proposals_that_disagree(rows):
+    labels, proposals, examples = world(rows)
+    _, decisions = oracle_round(labels, proposals, examples, agree, grade, round=0)
+    assert [d.accepted for d in decisions] == [b == 0 and a != 0 for a, b in rows]
+
+
+def test_the_oracle_can_be_capped_in_both_readings():
+    labels, proposals, examples = world([(3, 0)] * 20 + [(3, 1)] * 20 + [(3, 3)] * 60)
+
+    def accepted(**cap):
+        return sum(d.accepted for d in oracle_round(labels, proposals, examples, agree, grade, round=0, **cap)[1])
+
+    assert accepted(alpha=0.15, alpha_of="none") == 20
+    assert accepted(alpha=0.15, alpha_of="disagreeing") == 6
+    assert accepted(alpha=0.15, alpha_of="all") == 15
+    _, decisions = oracle_round(labels, proposals, examples, agree, grade, round=0, alpha=0.15, alpha_of="all")
+    assert sum(d.reason == "the proposal is right, but 15 were accepted already" for d in decisions) == 5
+    with pytest.raises(ValueError, match="got 'some'"):
+        accepted(alpha_of="some")
+
+
+def test_correct_demos_keep_only_what_is_graded_right():
+    labels, _, _ = world([(0, None), (1, None), (0, None)])
+    kept, decisions = correct_demos(labels, np.array([True, False, True]))
+    assert kept == [labels[0], labels[2]]
+    assert [d.reason for d in decisions] == ["kept: graded right", "dropped: graded wrong", "kept: graded right"]
+    with pytest.raises(ValueError, match="got 0 of 3"):
+        correct_demos(labels, np.zeros(3, bool))
+    with pytest.raises(ValueError, match=r"wanted 3 verdicts from the grades, got shape \(2,\)"):
+        correct_demos(labels, np.ones(2, bool))
