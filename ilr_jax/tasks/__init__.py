@@ -5,7 +5,7 @@ One file a data set. A task knows no model and no tokenizer; answers are plain t
 
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool
@@ -16,6 +16,7 @@ from ilr_jax.types import Example
 FACTORIES = {"gsm8k": gsm8k.load, "wordmath": wordmath.load}
 
 
+@runtime_checkable
 class Task(Protocol):
     """What the experiment needs of a data set; every method is deterministic."""
 
