@@ -12,16 +12,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from ilr_jax.models.attention import Implementation
+from ilr_jax.models.attention import Implementation, visible
 from ilr_jax.models.cache import Cache, KeyValues, Part, write
 from ilr_jax.models.config import ModelConfig
-from ilr_jax.models.layers import INIT_STD, Layer, RMSNorm, rope_angles
+from ilr_jax.models.layers import INIT_STD, LINEAR, Layer, RMSNorm, rope_angles
 from ilr_jax.types import Rows
 
 Remat = Literal["none", "dots", "full"]
-POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": jax.checkpoint_policies.nothing_saveable}
+Unstacked = list[tuple[Layer, Any]]
+POLICIES = {"dots": jax.checkpoint_policies.save_only_these_names(LINEAR), "full": jax.checkpoint_policies.nothing_saveable}
 
 
 class Table(nnx.Module):
@@ -86,28 +87,37 @@ class Decoder(nnx.Module):
         adapters: Mapping[str, Any] | None = None,
         *,
         dtype: DTypeLike = jnp.float32,
+        layers: Unstacked | None = None,
+        ancestors: Bool[Array, "N S"] | None = None,
     ) -> tuple[Float[Array, "N T D"], Cache]:
-        """Hidden states of the next T tokens of each row, and the cache with them written at its cursor (segment 1); T is 1 in a ring."""
+        """Hidden states of the next T tokens of each row, and the cache with them written at its cursor (segment 1); T is 1 in a ring.
+
+        `layers` comes from `unstack`, called outside a loop over steps. Where rows share the generated part (T = 1), `ancestors` are the
+        entries that a row continues, its own new one included.
+        """
         segments = jnp.ones_like(positions)
-        angles = rope_angles(self.config, positions)
-        done = cache.generated
-        seen = write(done.positions, positions, cache.cursor, 1), write(done.segments, segments, cache.cursor, 1)
-        x, ks, vs = self._embed(tokens, dtype), [], []
-        for i, layer in enumerate(self._unstacked()):
+        done, put = cache.generated, lambda old, new, axis: write(old, new, cache.cursor, axis)
+        part = Part((), (), put(done.positions, positions, 1), put(done.segments, segments, 1))
+        see = lambda keys: visible(positions, segments, keys, self.config.window)
+        own = see(part) if ancestors is None else see(part) & ancestors.reshape(part.positions.shape[0], -1, ancestors.shape[1])
+        # The barrier keeps these from being computed again inside the fusions of every layer.
+        angles, seen, own = jax.lax.optimization_barrier((rope_angles(self.config, positions), see(cache.prompt), own))
+        x = self._embed(tokens, dtype)
+        for i, (layer, adapter) in enumerate(layers or self.unstack(adapters)):
 
             def remember(k, v, i=i):
-                new = KeyValues(write(done.k[i], k, cache.cursor, 2), write(done.v[i], v, cache.cursor, 2), *seen)
-                return (cache.prompt.layer(i), new), new
+                new = KeyValues(put(done.k[i], k, 3), put(done.v[i], v, 2), part.positions, part.segments, own)
+                return (cache.prompt.layer(i, seen), new), new
 
-            own = jax.tree.map(lambda w, i=i: w[i], adapters or {})
-            x, new = layer(x, angles, positions, segments, remember, own, "gemm")
-            ks, vs = [*ks, new.k], [*vs, new.v]
-        generated = Part(tuple(ks), tuple(vs), *seen)
-        return self.norm(x), Cache(cache.prompt, generated, cache.cursor + tokens.shape[1])
+            x, new = layer(x, angles, positions, segments, remember, adapter, "gemm")
+            part = part._replace(k=(*part.k, new.k), v=(*part.v, new.v))
+        return self.norm(x), Cache(cache.prompt, part, cache.cursor + tokens.size // done.positions.shape[0])
 
-    def _unstacked(self) -> list[Layer]:
+    def unstack(self, adapters: Mapping[str, Any] | None = None) -> Unstacked:
+        """The layers one by one, each with its adapters."""
         graph, stacked = nnx.split(self.layers)
-        return [nnx.merge(graph, jax.tree.map(lambda w, i=i: w[i], stacked)) for i in range(self.config.num_layers)]
+        pick = lambda tree, i: jax.tree.map(lambda w: w[i], tree)
+        return [(nnx.merge(graph, pick(stacked, i)), pick(adapters or {}, i)) for i in range(self.config.num_layers)]
 
     def head_table(self) -> Float[Array, "V D"]:
         """The output head; the embedding where they are tied."""
@@ -121,7 +131,8 @@ class Decoder(nnx.Module):
 
 
 @cache
-def _blueprint(config: ModelConfig, dtype: DTypeLike) -> tuple[nnx.GraphDef, nnx.State]:
+def _blueprint(config: ModelConfig, dtype: DTypeLike) -> tuple[Any, Any]:
+    """The decoder's graph definition and its abstract state."""
     return nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), dtype=dtype)))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
@@ -15,6 +16,7 @@ from ilr_jax.models.cache import KeyValues
 from ilr_jax.models.config import ModelConfig
 
 INIT_STD = 0.02
+LINEAR = "linear"  # what remat may keep: a policy cannot see the products inside `matmul`, and would keep them in float32
 Remember = Callable[[Array, Array], tuple[tuple[KeyValues, ...], Any]]
 
 
@@ -49,7 +51,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "N T D"], adapter: Mapping[str, Array] | None = None) -> Float[Array, "N T F"]:
         y = matmul(x, self.kernel[...].astype(x.dtype))
-        return y if adapter is None else y + lora.apply(x, adapter)
+        return checkpoint_name(y if adapter is None else y + lora.apply(x, adapter), LINEAR)
 
 
 class RMSNorm(nnx.Module):
@@ -118,7 +120,7 @@ class Layer(nnx.Module):
         h = self.attention_norm(x)
         split = lambda name: getattr(self, name)(h, adapters.get(name)).reshape(*h.shape[:2], -1, self.config.head_dim)
         q, k, v = rotate(split("q_proj"), angles), rotate(split("k_proj"), angles), split("v_proj")
-        parts, kept = remember(k.swapaxes(1, 2), v.swapaxes(1, 2))
+        parts, kept = remember(k.transpose(0, 2, 3, 1), v.swapaxes(1, 2))
         mixed = attend(q, positions, segments, parts, self.config.window, attention)
         x = x + self.o_proj(mixed.reshape(*h.shape[:2], -1), adapters.get("o_proj"))
         h = self.mlp_norm(x)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from ilr_jax.models.config import ModelConfig
 
@@ -53,7 +53,7 @@ def sizes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     }
 
 
-def init(config: ModelConfig, lora: Lora, keys: PRNGKeyArray) -> dict[str, dict[str, Array]]:
+def init(config: ModelConfig, lora: Lora, keys: Key[Array, " K"]) -> dict[str, dict[str, Array]]:
     """Float32 adapters for `keys` [K], one key each: `a` uniform in +-1/sqrt(in), `b` zero, so that they change nothing yet."""
 
     def one(key: PRNGKeyArray) -> dict[str, dict[str, Array]]:

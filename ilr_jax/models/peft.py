@@ -12,14 +12,12 @@ from ilr_jax.models.config import FAMILIES, ModelConfig
 from ilr_jax.models.lora import ALL_LINEAR, Adapters, Lora, sizes
 
 STEM = "adapter_model"
-HONOURED = frozenset({"r", "lora_alpha", "target_modules", "peft_type"})
+HONOURED = {"r", "lora_alpha", "target_modules", "peft_type", "init_lora_weights"}
 # No effect on what the adapted model computes once its weights are in the file.
-IGNORED = frozenset(
-    """task_type auto_mapping peft_version base_model_name_or_path revision inference_mode
-    megatron_core qalora_group_size loftq_config eva_config ensure_weight_tying layers_pattern""".split()
-)
+IGNORED = {"task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"}
+IGNORED |= {"megatron_core", "qalora_group_size"}  # parts of features that are refused when they are on
 # Initialisations that leave the base model as it is; the others change it, and the adapter alone would be wrong.
-INITS = (True, False, None, "gaussian", "orthogonal", "eva")
+INITS = (True, False, None, "gaussian", "orthogonal")
 OFF = (None, False, 0, "none", [], {})
 
 
@@ -67,9 +65,7 @@ def _modules(targets: Any, where: Path) -> tuple[str, ...]:
 def _read_config(path: Path) -> Lora:
     fields = tensors.read_json(path)
     problems = [
-        f"{key}={value!r} is not supported"
-        for key, value in sorted(fields.items())
-        if key not in HONOURED | IGNORED | {"init_lora_weights"} and value not in OFF
+        f"{key}={value!r} is not supported" for key, value in sorted(fields.items()) if key not in HONOURED | IGNORED and value not in OFF
     ]
     if fields.get("init_lora_weights") not in INITS:
         problems.append(f"init_lora_weights={fields['init_lora_weights']!r} changes the base model, which is not in this folder")

@@ -1,0 +1,160 @@
+"""The decoder by itself: isolation of packed documents, agreement of its variants, what it saves for the backward pass."""
+
+import collections
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_models as tiny
+
+from ilr_jax.models import config, decoder, lora
+from ilr_jax.types import Rows
+
+SHAPE = lora.Lora(4, 8.0)
+
+
+@pytest.fixture(scope="module", params=("gemma", "mistral"))
+def model(request):
+    settings = config.from_fields(tiny.CONFIGS[request.param])
+    return settings, jax.tree.map(lambda w: 8.0 * w if w.ndim > 2 else w, decoder.init(settings, jax.random.key(0)))
+
+
+def hidden(model, rows, **options):
+    settings, params = model
+    return np.asarray(jax.jit(lambda params: decoder.bind(settings, params)(rows, **options)[0])(params))
+
+
+def packed(lengths=(9, 12), seed=3) -> Rows:
+    """One row of several documents."""
+    tokens = np.random.RandomState(seed).randint(0, 61, (1, sum(lengths))).astype(np.int32)
+    segments = np.repeat(np.arange(1, len(lengths) + 1), lengths)[None].astype(np.int32)
+    return Rows(tokens, np.concatenate([np.arange(n) for n in lengths])[None].astype(np.int32), segments)
+
+
+@pytest.mark.parametrize("attention", ("gemm", "xla"))
+def test_packed_documents_do_not_see_each_other(model, attention):
+    rows = packed()
+    run = lambda rows: hidden(model, rows, attention=attention)
+    before = run(rows)
+    for own in (1, 2):
+        other = rows.segments != own
+        after = run(rows._replace(tokens=np.where(other, (rows.tokens + 7) % 61, rows.tokens)))
+        np.testing.assert_array_equal(after[~other], before[~other])
+        assert (after[other] != before[other]).mean() > 0.9
+    alone = Rows(rows.tokens[:, 9:], rows.positions[:, 9:], np.ones_like(rows.tokens[:, 9:]))
+    np.testing.assert_allclose(before[:, 9:], run(alone), rtol=0, atol=1e-5)
+
+
+def test_causal(model):
+    rows = packed((21,))
+    before = hidden(model, rows)
+    changed = rows.tokens.copy()
+    changed[:, 15] = (changed[:, 15] + 7) % 61
+    after = hidden(model, rows._replace(tokens=changed))
+    np.testing.assert_array_equal(after[:, :15], before[:, :15])
+    assert np.abs(after[:, 15:] - before[:, 15:]).max(-1).min() > 1e-4
+
+
+def test_attention_implementations_agree(model):
+    rows = tiny.rows()
+    real = rows.segments > 0
+    a, b = (hidden(model, rows, attention=kind)[real] for kind in ("gemm", "xla"))
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+
+
+def loss(adapters, model, remat):
+    settings, params = model
+    rows = tiny.rows()
+    states, _ = decoder.bind(settings, params)(rows, lora.prepare(adapters, SHAPE, jnp.float32), remat=remat)
+    return jnp.sum(jnp.square(states) * (rows.segments > 0)[..., None])
+
+
+def adapters_of(model):
+    adapters = lora.init(model[0], SHAPE, jax.random.split(jax.random.key(1), 1))
+    return {name: pair | {"b": 0.1 + pair["b"]} for name, pair in adapters.items()}
+
+
+def test_remat_changes_no_gradient():
+    settings = config.from_fields(tiny.CONFIGS["mistral"])
+    model = settings, decoder.init(settings, jax.random.key(0))
+    adapters = adapters_of(model)
+    plain, *others = (jax.jit(jax.grad(loss), static_argnums=2)(adapters, model, remat) for remat in ("none", "dots", "full"))
+    for other in others:
+        for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(other), strict=True):
+            np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * float(jnp.abs(a).max()))
+
+
+def inner(jaxpr):
+    """Every equation of a jaxpr and of the jaxprs inside it."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            for sub in value if isinstance(value, tuple | list) else (value,):
+                sub = getattr(sub, "jaxpr", sub)
+                if hasattr(sub, "eqns"):
+                    yield from inner(sub)
+
+
+def scans_of_gradient(model, remat):
+    jaxpr = jax.make_jaxpr(jax.grad(loss), static_argnums=2)(adapters_of(model), model, remat).jaxpr
+    forward, backward = (equation for equation in inner(jaxpr) if equation.primitive.name == "scan")
+    return forward, backward
+
+
+def products(scan) -> int:
+    return collections.Counter(e.primitive.name for e in inner(scan.params["jaxpr"].jaxpr))["dot_general"]
+
+
+def test_frozen_kernels_are_not_saved_again(model):
+    """What the forward scan stacks up for the backward one holds no copy of a kernel, whose bytes would double the base model."""
+    kernels = {(model[0].num_layers, *size) for size in lora.sizes(model[0]).values()}
+    for scan in scans_of_gradient(model, "none"):
+        assert not kernels & {v.aval.shape for v in scan.outvars}
+
+
+def test_remat_saves_what_it_says(model):
+    """`full` keeps a layer's input only, `dots` also the outputs of its linear layers, which then are not computed twice."""
+    saved = {remat: scans_of_gradient(model, remat) for remat in ("none", "dots", "full")}
+    kept = {remat: len(forward.outvars) for remat, (forward, _) in saved.items()}
+    work = {remat: products(backward) for remat, (_, backward) in saved.items()}
+    assert kept["full"] == 2 and kept["dots"] == 2 + 6  # the last linear layer's output is the next layer's input
+    assert work["none"] < work["dots"] <= work["full"] - 7 - 5
+
+
+def test_layers_are_scanned():
+    """The program does not grow with depth."""
+    sizes = []
+    for layers in (2, 7):
+        settings = config.from_fields(tiny.CONFIGS["llama"] | {"num_hidden_layers": layers})
+        params = decoder.abstract(settings)
+        sizes.append(len(list(inner(jax.make_jaxpr(lambda p, s=settings: decoder.bind(s, p)(packed())[0])(params).jaxpr))))
+    assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize("token", (61, -1))
+def test_a_token_outside_the_table_is_not_read_as_another(model, token):
+    rows = packed()
+    rows.tokens[0, -1] = token
+    out = hidden(model, rows)
+    assert np.isnan(out[0, -1]).all() and np.isfinite(out[0, :-1]).all()
+
+
+def test_init_has_the_shapes_of_abstract():
+    for fields in tiny.CONFIGS.values():
+        settings = config.from_fields(fields)
+        params = decoder.init(settings, jax.random.key(0), dtype=jnp.bfloat16)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == jax.tree.map(
+            lambda x: (x.shape, x.dtype), decoder.abstract(settings, jnp.bfloat16)
+        )
+        assert ("head" in params) != settings.tied
+        kernel = np.asarray(params["layers"]["up_proj"]["kernel"], np.float32)
+        assert abs(kernel.std() - 0.02) < 1e-3 and (kernel[0] != kernel[1]).mean() > 0.9
+
+
+def test_bfloat16_is_close_to_float32(model):
+    rows = packed()
+    wide = hidden(model, rows)
+    half = hidden(model, rows, dtype=jnp.bfloat16)
+    assert half.dtype == jnp.bfloat16
+    assert np.abs(half.astype(np.float32) - wide).mean() < 0.02 * np.abs(wide).mean()
