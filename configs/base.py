@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
     config.task.path = ""  # local save_to_disk folder; empty: the Hugging Face Hub
     config.task.train_examples = 0  # use the first n of the train split; 0: all
     config.task.test_examples = 0  # use the first n of the test split; 0: all
+    config.task.seed = 0  # wordmath: which problems are drawn
     config.task.grader = "numeric"  # numeric | released (the released code's string comparison)
 
     config.weak = ConfigDict()  # the supervisor whose answers are the unreliable demonstrations

@@ -129,6 +129,12 @@ def scoring(data: Sequence[list[int]], batch: int, pad: int) -> Iterator[tuple[l
         yield taken, _classes(_filled([[(data[i], 0) for i in taken]], batch, ([], 0)), pad)
 
 
+def labelled(data: Sequence[tuple[list[int], int]], batch: int, pad: int) -> Iterator[ClassBatch]:
+    """Batches of (ids, class) rows to evaluate on."""
+    for taken in in_order([len(ids) for ids, _ in data], batch):
+        yield _classes(_filled([[data[i] for i in taken]], batch, ([], 0)), pad)
+
+
 @dataclass(frozen=True)
 class Preference:
     """A tokenised DPO pair with the reference's log-probabilities of both answers."""

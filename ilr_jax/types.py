@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from jaxtyping import Float, Int
 
+Config = Any  # an ml_collections ConfigDict, whose fields no type checker knows
 Source = Literal["weak", "proposal", "reference", "sample"]
 
 
@@ -32,6 +33,38 @@ class Label:
     text: str
     source: Source
     round: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Answer `number` of an adapter to a question, its log-probability, and whether it ended by itself."""
+
+    example_id: str
+    adapter: int
+    number: int
+    text: str
+    log_prob: float
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """A decision with what the report shows beside it; correctness is null where there is no reference."""
+
+    example_id: str
+    round: int
+    prompt: str
+    before: str
+    proposal: str
+    after: str
+    accepted: bool
+    reason: str
+    accept: float | None
+    reject: float | None
+    score: float | None
+    threshold: float | None
+    before_correct: bool | None
+    proposal_correct: bool | None
 
 
 @dataclass(frozen=True, slots=True)

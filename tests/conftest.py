@@ -14,3 +14,92 @@ import jax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+from ml_collections import ConfigDict  # noqa: E402
+
+from ilr_jax.models import config as model_config  # noqa: E402
+from ilr_jax.models import decoder, hf  # noqa: E402
+
+TINY = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 1024,
+    "rope_theta": 1000.0,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A byte-level tokenizer in HF format that encodes any text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    specials = ["<pad>", "<s>", "</s>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(specials + alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    fast.save_pretrained(str(folder))
+
+
+def write_model(folder: Path, family: str, seed: int = 0, **fields) -> Path:
+    """A tiny random model of `family` with its tokenizer, as a Hugging Face folder."""
+    config = model_config.from_fields({**TINY, "model_type": family, "tie_word_embeddings": family == "gemma", **fields})
+    hf.save_model(folder, config, decoder.init(config, jax.random.key(seed)), dtype="float32")
+    write_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory) -> dict[str, Path]:
+    """Folders of a tiny random Gemma and Mistral."""
+    root = tmp_path_factory.mktemp("models")
+    return {family: write_model(root / family, family) for family in ("gemma", "mistral")}
+
+
+def make_tiny_config(models: dict[str, Path]) -> ConfigDict:
+    """The whole method in a few seconds: tiny random models, a handful of examples, one round."""
+    from configs import quickstart
+
+    config = quickstart.get_config()
+    config.weak.model = config.evaluator.model = str(models["gemma"])
+    config.strong.model = str(models["mistral"])
+    config.rounds = 1
+    config.task.train_examples, config.task.test_examples = 24, 8
+    config.sft.batch = config.dpo.batch = config.evaluator.batch = 8
+    config.weak.epochs = config.strong.epochs = config.dpo.epochs = config.evaluator.epochs = 1
+    config.evaluator.checkpoints = 3
+    config.decoding.max_new_tokens = 8
+    config.compute.slots, config.compute.beam_batch, config.compute.cache = 8, 8, ""
+    return config
+
+
+@pytest.fixture
+def tiny_config(tiny_models) -> ConfigDict:
+    return make_tiny_config(tiny_models)
+
+
+def every_label_usable(patch: pytest.MonkeyPatch) -> None:
+    """Random models never write `####`, without which a label is not trained on."""
+    patch.setattr("ilr_jax.tasks.wordmath.WordMath.usable", lambda self, answer: True)
+
+
+def child(workdir: str, models: str) -> None:
+    """Run the tiny experiment; for tests that kill the process."""
+    from ilr_jax import rounds
+
+    with pytest.MonkeyPatch.context() as patch:
+        every_label_usable(patch)
+        rounds.run(make_tiny_config({path.name: path for path in Path(models).iterdir()}), workdir)

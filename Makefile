@@ -1,0 +1,38 @@
+# Each target sets up .venv by itself; a stamp per extra keeps the second call instant.
+PYTHON ?= python3
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+
+.PHONY: help setup dev quickstart test lint format
+
+help:  ## what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
+
+.venv/base: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; set PYTHON=python3.12, say")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+.venv/dev: .venv/base
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,torch]'
+	@touch $@
+
+setup: .venv/base  ## install the package into .venv
+
+dev: .venv/dev  ## install it with what tests and lint need
+
+quickstart: .venv/base  ## the whole method on the embedded task: SFT, ILR, naive, DPO, and a report
+	$(BIN)/ilr demo
+
+test: .venv/dev  ## all tests
+	$(BIN)/python -m pytest
+
+lint: .venv/dev  ## format check, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: .venv/dev  ## put the code into its format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .

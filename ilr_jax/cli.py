@@ -1,0 +1,180 @@
+"""The console script `ilr`: one verb per thing a user wants, each with an example in its `--help`.
+
+Here are only arguments and printing; the work is in the modules that the verbs load when called, so that `ilr --help` is quick.
+Bad input ends with one message and exit code 2; any other exception is a fault and keeps its traceback.
+From: this project.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ilr_jax.files import StorageError, encode, read_json, write_bytes
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "numpy", "ml-collections")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb with `argv` (the command line's by default); returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["run"] and words[1:2] not in (["-h"], ["--help"]):
+        return run(words[1:])  # its flags are those of ilr_jax.main, which argparse does not know
+    arguments = parser().parse_args(words)
+    try:
+        return arguments.verb(arguments)
+    except (ValueError, StorageError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every verb with its arguments."""
+    root = argparse.ArgumentParser("ilr", description="Iterative label refinement in JAX.", epilog="example: ilr demo")
+    verbs = root.add_subparsers(metavar="VERB", required=True)
+    verb = _verb(verbs, "run", run, "run an experiment, or continue it", "ilr run --config=configs/quickstart.py --workdir=runs/quickstart")
+    verb.usage = "ilr run --config=FILE --workdir=DIR [--config.FIELD=VALUE ...]     (all flags: ilr run --helpfull)"
+    verb = _verb(verbs, "report", report, "write results.json and report.html, print the table", "ilr report runs/quickstart")
+    verb.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="folder of an experiment; several are compared")
+    verb.add_argument("--out", metavar="DIR", help="where to write; needed for several workdirs, else the workdir itself")
+    verb = _verb(verbs, "status", status, "what is done, what is under way, how much disk it takes", "ilr status runs/quickstart")
+    verb.add_argument("workdir", metavar="WORKDIR", help="folder of an experiment")
+    verb = _verb(verbs, "export", export, "labels or a model of a run", "ilr export runs/gsm8k --method ilr --labels labels.jsonl")
+    _add_export_arguments(verb)
+    verb = _verb(verbs, "demo", demo, "the quickstart: every method on the embedded task, then the report", "ilr demo --workdir runs/demo")
+    verb.add_argument("--workdir", default="runs/demo", metavar="DIR", help="default: %(default)s; the same command continues there")
+    verb.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    _verb(verbs, "env", env, "versions and devices, for bug reports", "ilr env")
+    return root
+
+
+def run(flags: Sequence[str]) -> int:
+    """`python -m ilr_jax.main` with these flags."""
+    from ilr_jax import main as experiment
+
+    experiment.run(["ilr run", *flags])
+    return 0
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Write the report and print the table."""
+    from rich.console import Console
+
+    from ilr_jax import report as reports
+
+    path = reports.write(arguments.workdirs, arguments.out)
+    Console().print(reports.table(reports.collect(arguments.workdirs)))
+    print(path.with_name("results.json"), path, sep="\n")
+    return 0
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """Print runs, stages, what is under way, and sizes. A workdir whose first round has not ended is fine here."""
+    workdir = Path(arguments.workdir)
+    if not (workdir / "config.json").exists():
+        raise ValueError(f"wanted a workdir, got {arguments.workdir!r}, which holds no config.json; give the --workdir of a run")
+    parts = {"runs": _run_lines(workdir), "finished stages": _stage_lines(workdir), "under way": _partial_lines(workdir)}
+    for title, lines in parts.items():
+        print(f"{title}:", *(list(lines) or ["none"]), sep="\n  ")
+    print(f"disk: {_size(workdir) / 1e6:,.1f} MB")
+    return 0
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Write the labels or the model of one run."""
+    which = {"workdir": arguments.workdir, "method": arguments.method, "seed": arguments.seed, "round": arguments.round}
+    if arguments.adapter and not arguments.model:
+        raise ValueError("wanted --model DIR with --adapter, got --labels; labels have no adapter")
+    if arguments.model:
+        from ilr_jax.export import model
+
+        model(**which, out=arguments.model, adapter=arguments.adapter)
+    else:
+        from ilr_jax.report import labels
+
+        lines = [encode(row, "a label") + b"\n" for row in labels(**which)]
+        write_bytes(Path(arguments.labels), b"".join(lines))
+        print(f"{len(lines)} labels")
+    print(arguments.model or arguments.labels)
+    return 0
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    """Run the quickstart's config, then report on it."""
+    from configs import quickstart
+
+    flags = [f"--config={quickstart.__file__}", f"--workdir={arguments.workdir}", f"--config.seed={arguments.seed}"]
+    try:
+        run(flags)
+    except SystemExit as end:  # absl ends the process where it succeeds, too
+        if end.code:
+            raise
+    return report(argparse.Namespace(workdirs=[arguments.workdir], out=None))
+
+
+def env(arguments: argparse.Namespace) -> int:
+    """Print versions, devices, cores and memory."""
+    from ilr_jax import __version__
+
+    print(f"python {platform.python_version()}", f"ilr_jax {__version__}", *(f"{name} {_version(name)}" for name in PACKAGES), sep="\n")
+    # In a process of its own: an accelerator that does not start is what a bug report is often about.
+    asked = subprocess.run([sys.executable, "-c", "import jax; print(*jax.devices(), sep=', ')"], capture_output=True, text=True)
+    devices = asked.stdout.strip() if asked.returncode == 0 else f"none; {asked.stderr.strip()[-500:]}"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    print(f"system {platform.platform()}", f"devices {devices}", f"cores {os.cpu_count()}", f"memory {memory / 2**30:.1f} GiB", sep="\n")
+    return 0
+
+
+def _verb(verbs: Any, name: str, function: Callable[[Any], int], what: str, example: str) -> argparse.ArgumentParser:
+    verb = verbs.add_parser(name, help=what, description=what, epilog=f"example: {example}")
+    verb.set_defaults(verb=function)
+    return verb
+
+
+def _add_export_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("workdir", metavar="WORKDIR", help="folder of an experiment")
+    verb.add_argument("--method", required=True, help="as in the config: ilr, dpo, ...")
+    verb.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    verb.add_argument("--round", type=int, metavar="N", help="default: the last one")
+    what = verb.add_mutually_exclusive_group(required=True)
+    what.add_argument("--labels", metavar="FILE", help="write the round's labels as JSON lines, each with where it came from")
+    what.add_argument("--model", metavar="DIR", help="write the round's model as a Hugging Face folder")
+    verb.add_argument("--adapter", action="store_true", help="with --model: only the LoRA adapter, as a PEFT folder")
+
+
+def _run_lines(workdir: Path) -> Iterator[str]:
+    for path in sorted(workdir.glob("runs/*.json")):
+        record = read_json(path)
+        last = record["rounds"][-1]
+        state = "finished" if record["finished"] else "unfinished"
+        figures = f"test accuracy {last['test_accuracy']:.1%}"
+        figures += f", labels right {last['label_accuracy']:.1%}" if last["label_accuracy"] is not None else ""
+        yield f"{record['method']} seed {record['seed']}: {state}, rounds 0 to {last['round']} done, {figures}, {record['seconds']:.0f} s"
+
+
+def _stage_lines(workdir: Path) -> Iterator[str]:
+    for path in sorted(workdir.glob("stages/*/about.json")):
+        yield f"{path.parent.name}: {read_json(path)['seconds']:.1f} s, {_size(path.parent) / 1e6:,.1f} MB"
+
+
+def _partial_lines(workdir: Path) -> Iterator[str]:
+    for folder in sorted(path for path in workdir.glob("partial/*") if path.is_dir()):
+        age = time.time() - max(path.lstat().st_mtime for path in [folder, *folder.rglob("*")])
+        yield f"{folder.name}: {_size(folder) / 1e6:,.1f} MB, last written {age:.0f} s ago"
+
+
+def _size(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,35 @@
+"""A model of a finished run as a Hugging Face folder: merged weights with tokenizer, or the LoRA adapter alone for `peft` and vLLM."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from ilr_jax.files import read_json
+from ilr_jax.models import hf, lora, peft
+from ilr_jax.roles import Model
+from ilr_jax.stages import ADAPTERS, Bench, load_adapters
+from ilr_jax.store import Store
+
+
+def model(workdir: str | Path, method: str, seed: int, round: int | None, out: str | Path, adapter: bool) -> None:
+    """Write the strong model after `round` (None: the last) of one run to the folder `out`.
+
+    Merging adds the adapter in float32 and rounds to the dtype of the base. Raises ValueError for a run or round that is not there, and for
+    a folder that is not empty.
+    """
+    workdir = Path(workdir)
+    path = workdir / "runs" / f"{method}-seed{seed}.json"
+    if not path.exists():
+        there = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "no run at all"
+        raise ValueError(f"wanted the run {path.stem!r} in {workdir}, which holds {there}")
+    rows = {row["round"]: row for row in read_json(path)["rounds"]}
+    chosen = max(rows) if round is None else round
+    if chosen not in rows:
+        raise ValueError(f"wanted round {chosen} of {path.stem}, which has rounds {min(rows)} to {max(rows)}")
+    bench = Bench(Store(workdir), ConfigDict(read_json(workdir / "config.json")))
+    base = Model(bench.config.strong.model, bench.dtype)
+    adapters = load_adapters(bench, base, workdir / rows[chosen]["model"] / ADAPTERS, 1)["adapters"]
+    if adapter:
+        peft.save_adapter(out, base.config, bench.lora, adapters, 0, str(bench.config.strong.model))
+    else:
+        hf.save_model(out, base.config, lora.merge(base.params, adapters, bench.lora), source=base.folder)

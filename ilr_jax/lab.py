@@ -1,0 +1,221 @@
+"""The experiment's apparatus: the task's splits, the three models, and each part of a round in the words of the method.
+
+Every method maps records to records (labels, answers, preferences) and keeps its work in stages; `rounds` calls them in order.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from ilr_jax import tasks
+from ilr_jax.files import read_rows, write_rows
+from ilr_jax.refine import judge, methods, pairs, select, split
+from ilr_jax.roles import Model, fingerprint
+from ilr_jax.sample.beam import BeamSettings
+from ilr_jax.sample.rollout import SamplingSettings
+from ilr_jax.stages import SNAPSHOTS, Bench, answer, answers_of, fine_tune, optimise, score_fn, train_evaluator
+from ilr_jax.store import Store
+from ilr_jax.types import Answer, Artifact, Audit, Config, Decision, Example, Label, Pair, Stage
+
+Facts = Mapping[str, Any]
+
+
+class Lab:
+    """Task, models and store of one config in one workdir; models are loaded when first used."""
+
+    def __init__(self, config: Config, workdir: Path):
+        self.config, self.workdir = config, workdir
+        self.bench = Bench(Store(workdir), config)
+        self.task = tasks.load(config.task)
+        self.d1, self.d2 = split.train_split(self.task.train(), config.seed)
+        self.tests = self.task.test()
+        self.examples = {example.id: example for example in [*self.d1, *self.d2, *self.tests]}
+        self._models: dict[str, Model] = {}
+
+    def model(self, role: str) -> Model:
+        """The base model of `weak`, `strong` or `evaluator`; one copy where two roles share it."""
+        source = self.config[role].model
+        if source not in self._models:
+            self._models[source] = Model(source, self.bench.dtype)
+        return self._models[source]
+
+    def say(self, line: str) -> None:
+        print(line, flush=True)
+
+    def relative(self, artifact: Artifact, file: str) -> str:
+        return (Path(artifact.folder) / file).relative_to(self.workdir).as_posix()
+
+    # What is right: for reports, oracles and the evaluator's data only.
+
+    def grade(self, answers: Sequence[Answer]) -> Bool[np.ndarray, " n"]:
+        return self.task.grade([a.text for a in answers], [self.examples[a.example_id] for a in answers])
+
+    def grade_labels(self, labels: Sequence[Label]) -> Bool[np.ndarray, " n"]:
+        return self.task.grade([label.text for label in labels], [self.examples[label.example_id] for label in labels])
+
+    # How answers are made.
+
+    def _beam(self) -> BeamSettings:
+        c = self.config
+        return BeamSettings(c.decoding.max_new_tokens, c.decoding.beams, c.decoding.length_rule, prompts=c.compute.beam_batch)
+
+    def _sampled(self, temperature: float, n: int = 1) -> SamplingSettings:
+        return SamplingSettings(self.config.decoding.max_new_tokens, temperature, n=n, slots=self.config.compute.slots)
+
+    def _proposing(self) -> BeamSettings | SamplingSettings:
+        """How weak labels and proposals are made (beam search; SaferPaca samples)."""
+        return self._beam() if self.config.decoding.proposals == "beam" else self._sampled(self.config.decoding.temperature)
+
+    # The weak supervisor and the evaluator (paper section 4.1 and appendix).
+
+    def weak_supervisor(self) -> Artifact:
+        """The weak model on the first half's references, with the snapshots that the evaluator's data comes from."""
+        data = [(example.prompt, example.reference) for example in self.d1]
+        return fine_tune(self.bench, self.model("weak"), self.config.weak, "weak", [data], self.config.evaluator.checkpoints)
+
+    def weak_labels(self, weak: Artifact) -> list[Answer]:
+        return answers_of(answer(self.bench, self.model("weak"), "weak-labels", [self.d2], self._proposing(), weak))
+
+    def evaluator(self) -> Artifact:
+        """The comparison model, trained on answers of the weak model's snapshots to the first half, all snapshots sampled in one pass."""
+        c, n = self.config.evaluator, self.config.evaluator.checkpoints
+        how = self._sampled(c.temperature)
+        sampled = answer(self.bench, self.model("weak"), "evaluator-answers", [self.d1] * n, how, self.weak_supervisor(), SNAPSHOTS)
+        answers = answers_of(sampled)
+        grades = self.grade(answers).reshape(n, -1).T
+        texts = np.array([a.text for a in answers], object).reshape(n, -1).T
+        made = pairs.evaluator_pairs(self.d1, texts.tolist(), grades.tolist(), self.config.seed)
+        train, held_out = pairs.split_pairs(made, self.config.seed, c.validation)
+        return train_evaluator(self.bench, self.model("evaluator"), pairs.both_orders(train), pairs.both_orders(held_out))
+
+    def score_fn(self, evaluator: Artifact) -> judge.ScoreFn:
+        return score_fn(self.bench, self.model("evaluator"), evaluator)
+
+    # Fine-tuning on labels, and the test split.
+
+    def _trainable(self, labels: Sequence[Label]) -> list[tuple[str, str]]:
+        return [(self.examples[label.example_id].prompt, label.text) for label in labels if self.task.usable(label.text)]
+
+    def fine_tune(self, labels: Sequence[Label]) -> Artifact:
+        """The strong model on all labels that may be trained on, from the base."""
+        return fine_tune(self.bench, self.model("strong"), self.config.strong, "sft", [self._trainable(labels)])
+
+    def test(self, model: Artifact) -> tuple[list[Answer], Artifact]:
+        """The strong model's answers to the test split, by beam search."""
+        artifact = answer(self.bench, self.model("strong"), "test", [self.tests], self._beam(), model)
+        return answers_of(artifact), artifact
+
+    # A refinement round (paper section 3).
+
+    def propose(self, labels: Sequence[Label], r: int) -> list[str | None]:
+        """A proposal for every label, by a model that has not seen it: fold k's come from the model of all other folds."""
+        folds = split.folds([label.example_id for label in labels], self.config.folds, self.config.seed, r)
+        others = [[labels[i] for j, fold in enumerate(folds) if j != k for i in fold] for k in range(len(folds))]
+        strong = self.model("strong")
+        models = fine_tune(self.bench, strong, self.config.strong, "folds", [self._trainable(part) for part in others])
+        groups = [[self.examples[labels[i].example_id] for i in fold] for fold in folds]
+        answers = answers_of(answer(self.bench, strong, "proposals", groups, self._proposing(), models))
+        proposals: list[str | None] = [None] * len(labels)
+        for i, given in zip([i for fold in folds for i in fold], answers, strict=True):
+            proposals[i] = given.text if self.task.usable(given.text) else None
+        return proposals
+
+    def refine(
+        self, method: str, labels: list[Label], proposals: list[str | None], evaluator: Artifact | None, r: int, match: int | None
+    ) -> tuple[list[Label], Facts]:
+        """The labels after round `r` of `method`, and what happened; the stage keeps both, and an audit of every label."""
+        c = self.config
+        settings = {"method": method, "round": r, "alpha": c.alpha, "alpha_of": c.alpha_of, "seed": c.seed, "match": match}
+        settings |= {"feedback": c.feedback, "oracle": c.oracle.to_dict(), "task": c.task.to_dict()}
+        inputs = {"labels": fingerprint([[x.example_id, x.text, x.source, x.round] for x in labels]), "proposals": fingerprint(proposals)}
+        inputs |= {"evaluator": evaluator.manifest["digest"]} if evaluator else {}
+
+        def build(folder: Path) -> Facts:
+            after, decisions = self._decide(method, labels, proposals, evaluator, r, match)
+            audit = self._audit(labels, after, decisions)
+            write_rows(folder / "labels.jsonl", after)
+            write_rows(folder / "audit.jsonl", audit)
+            return _facts(audit)
+
+        artifact = self.bench.store.run(Stage("refine", settings, inputs), build)
+        facts = {**artifact.manifest["metrics"], "audit": self.relative(artifact, "audit.jsonl")}
+        return read_rows(Path(artifact.folder) / "labels.jsonl", Label), facts
+
+    def _decide(
+        self, method: str, labels: list[Label], proposals: list[str | None], evaluator: Artifact | None, r: int, match: int | None
+    ) -> methods.Refined:
+        c, examples = self.config, [self.examples[label.example_id] for label in labels]
+        if method == "naive":
+            return methods.naive_round(labels, proposals, examples, r, c.seed, c.alpha, match)
+        if evaluator is None:
+            capped = c.alpha_of if c.oracle.capped else "none"
+            return methods.oracle_round(labels, proposals, examples, self.task.agree, self.task.grade, r, c.seed, c.alpha, capped)
+        return methods.ilr_round(labels, proposals, examples, self.task.agree, self.score_fn(evaluator), r, c.alpha, c.alpha_of)
+
+    def _audit(self, before: Sequence[Label], after: Sequence[Label], decisions: Sequence[Decision]) -> list[Audit]:
+        """The decisions beside the prompts and grades that the report shows."""
+        examples = [self.examples[label.example_id] for label in before]
+        was, would = (self.task.grade(texts, examples).tolist() for texts in ([x.text for x in before], [d.proposal for d in decisions]))
+        rows = zip(decisions, examples, after, was, would, strict=True)
+        return [
+            Audit(
+                d.example_id, d.round, e.prompt, d.before, d.proposal, label.text, d.accepted, d.reason,
+                d.accept, d.reject, d.score, d.threshold, right, better,
+            )
+            for d, e, label, right, better in rows
+        ]  # fmt: skip
+
+    # A DPO round (paper appendix).
+
+    def prefer(self, policy: Artifact, evaluator: Artifact | None, r: int) -> tuple[list[Pair], Facts]:
+        """The round's preferences out of the policy's own samples, and how often the evaluator was right about them."""
+        c = self.config.dpo
+        sampled = answer(self.bench, self.model("strong"), "dpo-samples", [self.d2], self._sampled(c.temperature, c.samples), policy)
+        answers = answers_of(sampled)
+        texts = np.array([a.text for a in answers], object).reshape(len(self.d2), c.samples).tolist()
+        compared = pairs.disjoint_pairs(self.d2, texts)
+        settings = {"share": c.share, "scoring": c.scoring, "seed": self.config.seed, "round": r, "task": self.config.task.to_dict()}
+        inputs = {"samples": sampled.manifest["digest"]} | ({"evaluator": evaluator.manifest["digest"]} if evaluator else {})
+
+        def build(folder: Path) -> Facts:
+            chosen, facts = self._preferences(compared, evaluator)
+            write_rows(folder / "preferences.jsonl", chosen)
+            return facts
+
+        artifact = self.bench.store.run(Stage("preferences", settings, inputs), build)
+        return read_rows(Path(artifact.folder) / "preferences.jsonl", Pair), artifact.manifest["metrics"]
+
+    def _preferences(self, compared: Sequence[tuple[Example, str, str]], evaluator: Artifact | None) -> tuple[list[Pair], Facts]:
+        examples, a, b = (list(column) for column in zip(*compared, strict=True))
+        a_right, b_right = self.task.grade(a, examples), self.task.grade(b, examples)
+        if evaluator is None:
+            return pairs.oracle_preferences(compared, a_right, b_right), {"compared": len(compared)}
+        ids, prompts = [e.id for e in examples], [e.prompt for e in examples]
+        comparisons = judge.symmetric_score(self.score_fn(evaluator), ids, prompts, a, b, self.config.dpo.scoring)
+        right, n = judge.evaluator_accuracy(np.array([c.score for c in comparisons]), a_right, b_right)
+        chosen = pairs.confident_preferences(comparisons, self.config.seed, self.config.dpo.share)
+        return chosen, {"compared": len(compared), "preferences": len(chosen), "evaluator_accuracy": right, "evaluator_pairs": n}
+
+    def optimise_preferences(self, policy: Artifact, preferences: Sequence[Pair]) -> Artifact:
+        """The policy after this round's DPO."""
+        return optimise(self.bench, self.model("strong"), policy, preferences)
+
+
+def _facts(audit: Sequence[Audit]) -> dict[str, Any]:
+    """What a round did, in numbers."""
+    asked = [row for row in audit if row.score is not None]
+    was, would = (np.array([bool(getattr(row, side)) for row in asked]) for side in ("before_correct", "proposal_correct"))
+    right, n = judge.evaluator_accuracy(np.array([row.score for row in asked]), was, would) if asked else (None, 0)
+    flags = [np.array([bool(getattr(row, side)) for row in audit]) for side in ("before_correct", "proposal_correct", "accepted")]
+    return {
+        "agreed": sum(row.reason == "agrees with the label" for row in audit),
+        "compared": len(asked),
+        "replaced": sum(row.accepted for row in audit),
+        "threshold": asked[0].threshold if asked else None,
+        "evaluator_accuracy": right,
+        "evaluator_pairs": n,
+        "flows": select.label_flows(*flags),
+    }

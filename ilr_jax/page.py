@@ -1,0 +1,160 @@
+"""The report's page: one HTML file with charts, tables and every decision about a label, readable offline and on a phone.
+
+Labels are hostile text: Jinja escapes them, the browser of labels shows them as text only, and a content security policy (CSP Level 3,
+W3C) lets nothing run but the page's own script, named by its hash. Not here: what the figures mean (`report`). JAX is not imported.
+"""
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+FLOWS = ("wrong_to_right", "right_to_wrong", "wrong_to_wrong", "right_to_right")
+HEADLINE = ("method", "seeds", "rounds", "test accuracy", "vs sft", "labels right", "evaluator right", "replaced")
+CHARTS = {
+    "test_accuracy": "Test accuracy",
+    "label_accuracy": "Labels that are right",
+    "evaluator_accuracy": "Evaluator right, on the pairs it was asked",
+}
+OUTCOMES = {"agrees with the label": "agreed", "no proposal could be read": "no proposal", "not judged": "not asked"}  # else rejected
+MOST_ROWS = 20_000  # a page of more would be slow to open on a phone
+INK = "#010203"  # stands for the page's text colour, light or dark, until the SVG is inlined
+COLOURS = ("#8a8f98", "#2f86d1", "#d97a1f", "#2a9d6f", "#b565c9", "#d0494f", "#a08c00", "#00a0a8")
+MARKERS = "osD^vPX*"
+STYLE: dict[Any, Any] = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
+STYLE |= {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "text.parse_math": False,
+}
+
+Row = Mapping[str, Any]
+
+
+def percent(value: float | None) -> str:
+    """0.5512 as 55.1 %."""
+    return "–" if value is None else f"{value * 100:.1f} %"
+
+
+def interval(ends: Sequence[float] | None, sign: str = "") -> str:
+    """[0.48, 0.56] as ` [48.0, 56.0]`; nothing for None."""
+    return "" if ends is None else f" [{ends[0] * 100:{sign}.1f}, {ends[1] * 100:{sign}.1f}]"
+
+
+def headline(entry: Row) -> list[str]:
+    """A summary entry as the cells under HEADLINE."""
+    difference, labels = entry["difference"], (entry["label_accuracy_first"], entry["label_accuracy_last"])
+    return [
+        entry["series"] + ("" if entry["finished"] else " (unfinished)"),
+        str(len(entry["seeds"])),
+        str(entry["rounds"]),
+        percent(entry["test_accuracy"]) + interval(entry["test_interval"]),
+        f"{difference['mean'] * 100:+.1f}{interval(difference['interval'], '+')}" if difference else "–",
+        " → ".join(dict.fromkeys(percent(share) for share in labels if share is not None)) or "–",
+        percent(entry["evaluator_accuracy"]),
+        "–" if entry["replaced"] is None else f"{entry['replaced']:g}",
+    ]
+
+
+def render(rows: Sequence[Row], summary: Sequence[Row], backgrounds: Sequence[Row], audits: Sequence[Sequence[Any]]) -> str:
+    """The page's text, self-contained. `audits` holds the `types.Audit`s of each row."""
+    folder = Path(__file__).parent / "templates"
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": percent, "headline": headline}
+    script = (folder / "report.js").read_text(encoding="utf-8")
+    labels, left_out = browser_data(rows, audits)
+    return environment.get_template("report.html.j2").render(
+        rows=rows,
+        entries=summary,
+        columns=HEADLINE,
+        charts=[(title, svg) for field, title in CHARTS.items() if (svg := chart(rows, field))],
+        flows=FLOWS,
+        labels=json_for_script(labels),
+        left_out=left_out,
+        backgrounds=backgrounds,
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        style=(folder / "report.css").read_text(encoding="utf-8"),
+    )
+
+
+def json_for_script(value: Any) -> str:
+    """JSON that may stand inside a script element: no character of it can end the element or open a comment."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))  # ASCII: lone surrogates and line separators are escaped too
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def browser_data(rows: Sequence[Row], audits: Sequence[Sequence[Any]]) -> tuple[dict[str, Any], int]:
+    """Every decision for the page's script, and how many were left out beyond MOST_ROWS (accepted ones go first).
+
+    A text is kept once in `texts` and named by its number; `groups` are method, seed and round; `rows` follow `_decision`.
+    """
+    found = [(number, audit) for number, group in enumerate(audits) for audit in group]
+    kept = sorted(found, key=lambda pair: (not pair[1].accepted, pair[1].score is None))[:MOST_ROWS]
+    texts: dict[str, int] = {}
+    decisions = [_decision(number, audit, texts) for number, audit in sorted(kept, key=lambda pair: (pair[0], not pair[1].accepted))]
+    names = [[row["series"], row["seed"], row["round"]] for row in rows]
+    return {"groups": names, "texts": list(texts), "rows": decisions}, len(found) - len(kept)
+
+
+def _decision(group: int, audit: Any, texts: dict[str, int]) -> list[Any]:
+    outcome = "accepted" if audit.accepted else OUTCOMES.get(audit.reason, "rejected")
+    words = (audit.example_id, audit.prompt, audit.before, audit.proposal, audit.reason, outcome)
+    numbers = [audit.accept, audit.reject, audit.score, audit.threshold]
+    known = [texts.setdefault(word, len(texts)) for word in words]
+    return [group, *known, audit.before_correct, audit.proposal_correct, *(n if n is None else round(n, 4) for n in numbers)]
+
+
+def chart(rows: Sequence[Row], field: str) -> str:
+    """The field per round, a curve per series (mean of its seeds), as SVG text; empty if no row has the field.
+
+    Bands: lowest to highest seed; of one seed, the interval of its test accuracy. A series of one round is carried on as a dashed line.
+    """
+    import matplotlib  # takes a while to load, and only the page needs it
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    curves = {name: points for name in dict.fromkeys(row["series"] for row in rows) if (points := list(_points(rows, name, field)))}
+    if not curves:
+        return ""
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": field}):  # a fixed salt, or ids are random: same figures, same bytes
+        figure = Figure(figsize=(5.4, 3.6), layout="constrained")
+        axes = figure.add_subplot(xlabel="round")
+        for number, (name, points) in enumerate(curves.items()):
+            _draw(axes, number, name, points)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.grid(alpha=0.2, color=INK)
+        axes.legend(frameon=False)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = file.getvalue()
+    return text[text.index("<svg") :].replace(INK, "currentColor")
+
+
+def _points(rows: Sequence[Row], series: str, field: str) -> Iterator[tuple[int, float, float, float]]:
+    """(round, mean, low, high) of every round in which the series has the field."""
+    mine = [row for row in rows if row["series"] == series and row[field] is not None]
+    for number in sorted({row["round"] for row in mine}):
+        values = [row[field] for row in mine if row["round"] == number]
+        ends = [row["test_interval"] for row in mine if row["round"] == number and field == "test_accuracy"]
+        low, high = ends[0] if len(ends) == 1 and ends[0] else (min(values), max(values))
+        yield number, sum(values) / len(values), low, high
+
+
+def _draw(axes: Any, number: int, name: str, points: Sequence[tuple[int, float, float, float]]) -> None:
+    rounds, means, lows, highs = zip(*points, strict=True)
+    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+    axes.plot(rounds, means, color=colour, marker=marker, label="​" + name if name.startswith("_") else name)
+    axes.fill_between(rounds, lows, highs, color=colour, alpha=0.15, linewidth=0)
+    if len(points) == 1:
+        axes.axhline(means[0], color=colour, linestyle="--", linewidth=1)

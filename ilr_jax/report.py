@@ -1,0 +1,236 @@
+"""Runs into figures: rows and a summary (`results.json`), a table for the terminal, and the page (`report.html`).
+
+It reads finished artifacts only: nothing is trained, graded or sampled here, and JAX is not imported. How the page looks is `page`'s.
+From: the quantities that the ILR paper reports per round (arXiv 2501.07886): accuracy on test, accuracy of the labels.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from rich.table import Table
+from rich.text import Text
+
+from ilr_jax import metrics, page
+from ilr_jax.files import encode, explained, read_json, read_rows, write_bytes
+from ilr_jax.types import Audit, Label
+
+BASELINE = "sft"
+FIELDS = ("test_accuracy", "test_interval", "test_size", "test_right", "label_accuracy", "labels", "evaluator_accuracy")
+FIELDS += ("evaluator_pairs", "agreed", "compared", "replaced", "threshold", "seconds")
+
+Row = dict[str, Any]
+
+
+def _short_names(workdirs: Sequence[str | Path]) -> dict[str, str]:
+    """Path -> the name shown for it: its last part, or the whole path where two share that."""
+    paths = list(dict.fromkeys(os.path.normpath(path) for path in workdirs))
+    last = [os.path.basename(os.path.abspath(path)) for path in paths]
+    return {path: name if last.count(name) == 1 else path for path, name in zip(paths, last, strict=True)}
+
+
+def runs(workdir: str | Path) -> list[Row]:
+    """The workdir's run records, by file name. Raises ValueError if there is no such folder, no run, or a damaged record."""
+    if not os.path.isdir(workdir):
+        raise ValueError(f"wanted a workdir, got {str(workdir)!r}, which is no folder; give the --workdir of a run")
+    records = [_record(path) for path in sorted(Path(workdir, "runs").glob("*.json"))]
+    if not records:
+        raise ValueError(f"wanted runs in {workdir}, got no runs/*.json there; is it a workdir, and has its first round ended?")
+    return records
+
+
+def collect(workdirs: Sequence[str | Path]) -> list[Row]:
+    """One row per method, seed and round of all workdirs, the baseline first; a figure that does not apply is None.
+
+    `series` names the curve that a row belongs to: the method, with its workdir if two workdirs hold the same run.
+    Raises ValueError for a folder that is no workdir, and if no round has ended yet.
+    """
+    names = _short_names(workdirs)
+    rows = [row for folder, name in names.items() for run in runs(folder) for row in _rows(folder, name, run)]
+    if not rows:
+        raise ValueError(f"wanted finished rounds in {', '.join(names)}, got none yet; `ilr status` shows what is under way")
+    places = [(row["method"], row["seed"], row["round"]) for row in rows]
+    clash = len(set(places)) < len(places)
+    for row in rows:
+        row["series"] = f"{row['method']} ({row['workdir']})" if clash else row["method"]
+    return sorted(rows, key=lambda row: (row["method"] != BASELINE, row["series"], row["seed"], row["round"]))
+
+
+def summarise(rows: Sequence[Row]) -> list[Row]:
+    """One entry per series: its final test accuracy over seeds, the difference to the baseline, and what became of the labels.
+
+    Intervals are 95 % bootstrap over seeds and, where every run tells which test examples were right, over these too.
+    Runs that have not ended count only in a series that has no other.
+    """
+    series: dict[str, list[Row]] = {}
+    for row in rows:
+        series.setdefault(row["series"], []).append(row)
+    series = {name: [row for row in group if row["finished"]] or group for name, group in series.items()}
+    return [_entry(name, group, series.get(_baseline(group[0]))) for name, group in series.items()]
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """The summary for a terminal, a line per method."""
+    result = Table(title="Iterative label refinement", caption="[..] 95 % interval; points for the difference to sft")
+    for number, column in enumerate(page.HEADLINE):
+        result.add_column(column, justify="right" if number else "left")
+    for entry in summarise(rows):
+        result.add_row(*map(Text, page.headline(entry)))
+    return result
+
+
+def labels(workdir: str | Path, method: str, seed: int, round: int | None = None) -> list[Row]:
+    """The labels after a round (the last by default), each with where it came from.
+
+    Keys: example_id, prompt, text, source, round; score, threshold and reason of the decision that put it there, None for a first label.
+    Raises ValueError for a run or a round that is not there, or that refined no labels.
+    """
+    entries = [entry for entry in _run(workdir, method, seed)["rounds"] if entry["audit"]]
+    upto = [entry for entry in entries if round is None or entry["round"] <= round]
+    if not upto or round not in (None, upto[-1]["round"]):
+        got = f"refined rounds {[entry['round'] for entry in entries]}" if entries else "no round of it that refines labels"
+        raise ValueError(f"wanted labels of round {'last' if round is None else round} of {method!r}, seed {seed}, got {got}")
+    audits = [Path(workdir, entry["audit"]) for entry in upto]
+    decisions = [row for path in audits for row in read_rows(path, Audit)]
+    prompts, accepted = {row.example_id: row.prompt for row in decisions}, {row.example_id: row for row in decisions if row.accepted}
+    return [_provenance(label, prompts, accepted) for label in read_rows(audits[-1].with_name("labels.jsonl"), Label)]
+
+
+def write(workdirs: Sequence[str | Path], out: str | Path | None = None) -> Path:
+    """Write `results.json` and `report.html` to `out` (by default the workdir, if it is one); returns the page's path.
+
+    The same artifacts give the same bytes. Raises ValueError for what is no workdir, StorageError if the disk refuses.
+    """
+    if out is None and len(_short_names(workdirs)) > 1:
+        raise ValueError(f"wanted a folder for the report of {len(workdirs)} workdirs, got none; give one with --out")
+    rows, folder = collect(workdirs), Path(workdirs[0] if out is None else out)
+    summary = summarise(rows)
+    backgrounds = [_background(path, name) for path, name in _short_names(workdirs).items()]
+    text = page.render(rows, summary, backgrounds, [read_rows(Path(row["audit"]), Audit) if row["audit"] else [] for row in rows])
+    kept = [{key: value for key, value in row.items() if key != "test_right"} for row in rows]
+    for row in kept:
+        row |= {file: row[file] and os.path.relpath(row[file], folder) for file in ("audit", "answers")}
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(folder / "results.json", encode({"rows": kept, "summary": summary}, "the results", indent=1) + b"\n")
+    write_bytes(folder / "report.html", text.encode())
+    return folder / "report.html"
+
+
+def _run(workdir: str | Path, method: str, seed: int) -> Row:
+    records = {(record["method"], record["seed"]): record for record in runs(workdir)}
+    if (method, seed) not in records:
+        there = ", ".join(f"{name} seed {number}" for name, number in records)
+        raise ValueError(f"wanted the run {method!r} with seed {seed} in {workdir}, got only {there}")
+    return records[method, seed]
+
+
+def _provenance(label: Label, prompts: Mapping[str, str], accepted: Mapping[str, Audit]) -> Row:
+    row = {"example_id": label.example_id, "prompt": prompts[label.example_id], "text": label.text}
+    row |= {"source": label.source, "round": label.round}
+    return row | {name: getattr(accepted.get(label.example_id), name, None) for name in ("score", "threshold", "reason")}
+
+
+def _record(path: Path) -> Row:
+    record = read_json(path)
+    if not isinstance(record, dict) or not record.keys() >= {"method", "seed", "finished", "rounds"}:
+        got = sorted(record) if isinstance(record, dict) else type(record).__name__
+        raise ValueError(f"wanted a run's record in {path}, got {got}; delete it and start the run again, its stages are kept")
+    return record
+
+
+def _rows(folder: str, name: str, run: Mapping[str, Any]) -> Iterator[Row]:
+    head = {"workdir": name, "method": run["method"], "seed": run["seed"], "finished": run["finished"]}
+    for entry in run["rounds"]:
+        flows = entry.get("flows") or {}
+        row = head | {"round": entry["round"]} | {field: entry.get(field) for field in FIELDS}
+        row |= {flow: flows.get(flow) for flow in page.FLOWS}
+        yield row | {file: entry.get(file) and os.path.join(folder, entry[file]) for file in ("audit", "answers")}
+
+
+def _background(folder: str, name: str) -> Row:
+    """What a workdir's figures rest on: its config, evaluators and package versions."""
+    config = read_json(Path(folder, "config.json")) if Path(folder, "config.json").exists() else {}
+    manifests = [read_json(path) for path in sorted(Path(folder).glob("stages/evaluator-*/manifest.json"))]
+    versions: dict[str, set[str]] = {}
+    for about in (read_json(path) for path in Path(folder).glob("stages/*/about.json")):
+        for package, version in {"python": about.get("python"), **about.get("packages", {})}.items():
+            versions.setdefault(package, set()).add(str(version))
+    found = {package: ", ".join(sorted(seen - {"None"})) for package, seen in sorted(versions.items())}
+    evaluators = [manifest["metrics"] | {"key": manifest["key"][:12]} for manifest in manifests]
+    return {"name": name, "config": dict(_flat(config)), "evaluators": evaluators, "versions": {k: v for k, v in found.items() if v}}
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _baseline(row: Row) -> str:
+    return BASELINE + row["series"].removeprefix(row["method"])
+
+
+def _entry(name: str, rows: Sequence[Row], baseline: Sequence[Row] | None) -> Row:
+    first, last = {row["seed"]: row for row in reversed(rows)}, {row["seed"]: row for row in rows}
+    replaced = [row["replaced"] for row in rows if row["replaced"] is not None]
+    judged = [row for row in rows if row["evaluator_accuracy"] is not None]
+    pairs = sum(row["evaluator_pairs"] for row in judged)
+    return {
+        "series": name,
+        "method": rows[0]["method"],
+        "seeds": sorted(last),
+        "finished": all(row["finished"] for row in rows),
+        "rounds": max(row["round"] for row in rows),
+        "test_accuracy": _mean(row["test_accuracy"] for row in last.values()),
+        "test_interval": _interval(list(last.values())),
+        "difference": None if baseline is None or rows[0]["method"] == BASELINE else _difference(last, {r["seed"]: r for r in baseline}),
+        "label_accuracy_first": _mean(row["label_accuracy"] for row in first.values()),
+        "label_accuracy_last": _mean(row["label_accuracy"] for row in last.values()),
+        "evaluator_accuracy": sum(row["evaluator_accuracy"] * row["evaluator_pairs"] for row in judged) / pairs if pairs else None,
+        "evaluator_pairs": pairs or None,
+        "replaced": sum(replaced) / len(last) if replaced else None,
+    }
+
+
+def _mean(values: Iterator[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _interval(rows: Sequence[Row]) -> list[float] | None:
+    """Of one seed, the interval that its run recorded."""
+    return rows[0]["test_interval"] if len(rows) == 1 else _estimated(metrics.bootstrap_interval, _results(rows))
+
+
+def _difference(rows: Mapping[int, Row], baseline: Mapping[int, Row]) -> Row | None:
+    """Of the seeds that both have, paired by seed and, where they tell, by test example."""
+    seeds = sorted(rows.keys() & baseline.keys())
+    if not seeds:
+        return None
+    results = _results([rows[seed] for seed in seeds] + [baseline[seed] for seed in seeds])
+    here, there = results[: len(seeds)], results[len(seeds) :]
+    over = "seeds" if results.shape[1] == 1 else "seeds and test examples"
+    ends = _estimated(metrics.paired_difference, here, there)
+    return {"mean": float(here.mean() - there.mean()), "interval": ends, "seeds": seeds, "over": over}
+
+
+def _results(rows: Sequence[Row]) -> Float[np.ndarray, "R N"]:
+    """Right (1) or wrong (0) per run and test example if all tell, of equally many; else the accuracies, N = 1."""
+    told = [row["test_right"] for row in rows]
+    if all(told) and len({len(right) for right in told}) == 1:
+        return np.array(told, float)
+    return np.array([[row["test_accuracy"]] for row in rows])
+
+
+def _estimated(how: Callable[..., metrics.Estimate], *results: Float[np.ndarray, "R N"]) -> list[float] | None:
+    """The interval, or None where there is one number only, which says nothing of its spread."""
+    if results[0].size == 1:
+        return None
+    estimate = how(*results, seed=0)
+    return [estimate.low, estimate.high]

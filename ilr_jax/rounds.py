@@ -1,0 +1,124 @@
+"""The experiment, told in order: who writes the labels, how each method spends its rounds, and what is recorded after each of them.
+
+The work is in `lab` and `stages`, each piece on disk and shared by the methods; here is only the order (paper section 3, appendix).
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ilr_jax import metrics
+from ilr_jax.files import write_json
+from ilr_jax.lab import Lab
+from ilr_jax.refine import methods
+from ilr_jax.store import claim
+from ilr_jax.types import Artifact, Config, Label
+
+Round = Mapping[str, Any]
+BLANK = dict.fromkeys(
+    ("label_accuracy", "labels", "evaluator_accuracy", "evaluator_pairs", "agreed", "compared", "replaced", "threshold", "flows", "audit")
+)
+
+
+def first_labels(lab: Lab) -> list[Label]:
+    """The unreliable demonstrations: the weak supervisor's answers to the unlabelled half, or those of them that are right."""
+    weak = lab.weak_supervisor()
+    labels = [Label(answer.example_id, answer.text, "weak") for answer in lab.weak_labels(weak)]
+    if lab.config.demos == "correct":
+        labels, _ = methods.correct_demos(labels, lab.grade_labels(labels))
+    return labels
+
+
+def sft(lab: Lab) -> Iterator[Round]:
+    """The baseline: the strong model, fine-tuned on the first labels."""
+    labels = first_labels(lab)
+    yield _measured(lab, 0, lab.fine_tune(labels), labels=labels)
+
+
+def refined(lab: Lab, method: str) -> Iterator[tuple[int, list[Label], Round]]:
+    """The labels of every round, the first ones as round 0: fold models propose for each other's part, then labels are replaced."""
+    labels = first_labels(lab)
+    yield 0, labels, {}
+    judge = lab.evaluator() if method == "ilr" and lab.config.feedback == "evaluator" else None
+    matched = method == "naive" and lab.config.naive.match_count
+    counts = [facts.get("replaced") for _, _, facts in refined(lab, "ilr")] if matched else []
+    for r in range(1, lab.config.rounds + 1):
+        proposals = lab.propose(labels, r)
+        labels, facts = lab.refine(method, labels, proposals, judge, r, counts[r] if matched else None)
+        yield r, labels, facts
+
+
+def ilr(lab: Lab) -> Iterator[Round]:
+    """Iterative label refinement: comparisons decide which labels are replaced; each round's model starts from the base."""
+    for r, labels, facts in refined(lab, "ilr"):
+        yield _measured(lab, r, lab.fine_tune(labels), labels=labels, **facts)
+
+
+def naive(lab: Lab) -> Iterator[Round]:
+    """Labels replaced at random, without comparisons."""
+    for r, labels, facts in refined(lab, "naive"):
+        yield _measured(lab, r, lab.fine_tune(labels), labels=labels, **facts)
+
+
+def dpo(lab: Lab) -> Iterator[Round]:
+    """Preference optimisation on the same feedback: each round samples, compares, and trains the current adapter on."""
+    labels = first_labels(lab)
+    policy = lab.fine_tune(labels)
+    yield _measured(lab, 0, policy, labels=labels)
+    judge = lab.evaluator() if lab.config.feedback == "evaluator" else None
+    for r in range(1, lab.config.rounds + 1):
+        preferences, facts = lab.prefer(policy, judge, r)
+        policy = lab.optimise_preferences(policy, preferences)
+        yield _measured(lab, r, policy, **facts)
+
+
+METHODS = {"sft": sft, "ilr": ilr, "naive": naive, "dpo": dpo}
+
+
+def run(config: Config, workdir: str | Path) -> None:
+    """Every method of `config.method` in `workdir`, continuing what is there.
+
+    Raises ValueError for settings that cannot be, for bad data or models, and for a workdir that another config made.
+    """
+    names = [name.strip() for name in config.method.split(",")]
+    if unknown := [name for name in names if name not in METHODS]:
+        raise ValueError(f"method: wanted some of {', '.join(METHODS)}, separated by commas; got {', '.join(map(repr, unknown))}")
+    claim(workdir, config.to_dict(), ignore=("method", "seed", "compute"))
+    lab = Lab(config, Path(workdir))
+    for name in names:
+        _record(lab, name)
+
+
+def _record(lab: Lab, name: str) -> None:
+    """Run one method and keep its record up to date after every round."""
+    path = lab.workdir / "runs" / f"{name}-seed{lab.config.seed}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    began, done = time.time(), []
+    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began))
+    for facts in METHODS[name](lab):
+        done.append({**facts, "seconds": time.time() - began - sum(d["seconds"] for d in done)})
+        last = name == "sft" or facts["round"] == lab.config.rounds
+        record = {"method": name, "seed": lab.config.seed, "finished": last, "started": started, "seconds": time.time() - began}
+        write_json(path, record | {"rounds": done})
+        lab.say(f"{name}, round {facts['round']}: test accuracy {facts['test_accuracy']:.1%}" + _label_line(facts))
+
+
+def _label_line(facts: Round) -> str:
+    line = f", labels right {facts['label_accuracy']:.1%}" if facts["label_accuracy"] is not None else ""
+    return line + (f", evaluator right {facts['evaluator_accuracy']:.1%}" if facts["evaluator_accuracy"] is not None else "")
+
+
+def _measured(lab: Lab, r: int, model: Artifact, labels: list[Label] | None = None, **facts: Any) -> Round:
+    """A round's row: the model on the test split, the labels against the references, and the facts of the refinement."""
+    answers, artifact = lab.test(model)
+    right = lab.grade(answers)
+    interval = metrics.bootstrap_interval(right, lab.config.seed)
+    row = {**BLANK, "round": r, "test_accuracy": interval.mean, "test_interval": [interval.low, interval.high], "test_size": len(right)}
+    row |= {"answers": lab.relative(artifact, "answers.jsonl"), "model": lab.relative(model, "")}
+    if labels is not None:
+        grades = lab.grade_labels(labels)
+        row |= {"label_accuracy": float(np.mean(grades)), "labels": len(labels)}
+    return row | facts

@@ -1,0 +1,294 @@
+"""What the methods are made of, each a stage on disk: fine-tune, answer, train the evaluator, score with it, optimise preferences.
+
+A stage is named by its settings and by hashes of the texts and weights that go in, so methods, rounds and runs that need the same work
+share it. Here everything is about models; what is asked of them and in which order is in `lab` and `rounds`.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from ilr_jax import batches
+from ilr_jax.batches import Epochs, Preference, Sample
+from ilr_jax.files import read_rows, write_rows
+from ilr_jax.models import heads, lora
+from ilr_jax.models.lora import Lora
+from ilr_jax.progress import Progress
+from ilr_jax.roles import Model, fingerprint
+from ilr_jax.sample.beam import BeamSettings
+from ilr_jax.sample.generate import generate
+from ilr_jax.sample.requests import Request
+from ilr_jax.sample.rollout import SamplingSettings
+from ilr_jax.store import Store
+from ilr_jax.train import checkpoint, loop, state, steps
+from ilr_jax.train.optimizer import OptimizerConfig
+from ilr_jax.train.steps import Setup
+from ilr_jax.types import Answer, Artifact, Config, Example, Pair, Stage
+
+ADAPTERS, SNAPSHOTS, CLASSIFIER = "adapters.safetensors", "snapshots.safetensors", "classifier.safetensors"
+Request3 = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where stages are built: the store, the settings, and the adapters' shape."""
+
+    store: Store
+    config: Config
+
+    @property
+    def lora(self) -> Lora:
+        return Lora(self.config.lora.rank, self.config.lora.alpha)
+
+    @property
+    def dtype(self) -> str:
+        """`compute.dtype`, with auto resolved by the platform."""
+        wanted = self.config.compute.dtype
+        return wanted if wanted != "auto" else "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+    def setup(self, model: Model, lora: Lora | None = None) -> Setup:
+        c = self.config.compute
+        return Setup(model.config, lora, self.dtype, attention=c.attention, remat=c.remat, microbatches=c.microbatches)
+
+    def optimizer(self, section: Config) -> OptimizerConfig:
+        return OptimizerConfig(section.optimizer, section.learning_rate, warmup=self.config.sft.warmup)
+
+    def random_key(self) -> jax.Array:
+        return jax.random.key(self.config.seed)
+
+
+def fine_tune(
+    bench: Bench, model: Model, section: Config, name: str, sets: Sequence[Sequence[tuple[str, str]]], snapshots: int = 0
+) -> Artifact:
+    """K adapters from the base, adapter k on the (question, answer) pairs `sets[k]`, all in one pass.
+
+    The artifact holds them, and with `snapshots` also that many states of adapter 0 on the way, as K' = snapshots adapters.
+    """
+    optimizer = bench.optimizer(section)
+    settings = {"lora": asdict(bench.lora), "optimizer": asdict(optimizer), "epochs": section.epochs, "sft": bench.config.sft.to_dict()}
+    settings |= {"seed": bench.config.seed, "snapshots": snapshots}
+
+    def build(folder: Path) -> Mapping[str, Any]:
+        c, tokenizer = bench.config.sft, model.tokenizer
+        data = [tokenised(model, pairs) for pairs in sets]
+        epochs = Epochs(tuple(len(samples) for samples in data), c.batch, section.epochs, bench.config.seed)
+        at = batches.sft(data, epochs, tokenizer.pad, c.normalize, c.max_length)
+        adapters = lora.init(model.config, bench.lora, jax.random.split(bench.random_key(), len(data)))
+        start = state.init({"adapters": adapters}, optimizer, epochs.totals)
+        step = steps.sft_step(bench.setup(model, bench.lora), optimizer)
+        keep = partial(_keep_snapshot, folder / "resume")
+        done = _fit(bench, name, folder, step, start, model.params, at, epochs.steps, snapshots=snapshots, on_snapshot=keep)
+        checkpoint.save_tree(folder / ADAPTERS, done.state.trainable)
+        if snapshots:
+            taken = [load_adapters(bench, model, folder / "resume" / f"{i}.safetensors", 1) for i in range(1, snapshots + 1)]
+            checkpoint.save_tree(folder / SNAPSHOTS, state.stack(taken))
+        cut = sum(len(prompt) + len(answer) > c.max_length for samples in data for prompt, answer in samples)
+        return {"examples": list(epochs.sizes), "steps": list(epochs.totals), "cut_to_max_length": cut}
+
+    return bench.store.run(Stage(name, settings, {"model": model.digest, "data": fingerprint(sets)}), build)
+
+
+def _fit(bench: Bench, name: str, folder: Path, *args: Any, **options: Any) -> loop.Fitted:
+    """`loop.fit` in what survives a kill; of its logs the metrics become part of the stage, TensorBoard's (with times in them) do not."""
+    where = folder / "resume"
+    done = loop.fit(*args, folder=where, name=name, save_seconds=bench.config.compute.save_every, **options)
+    shutil.copyfile(where / "metrics.jsonl", folder / "metrics.jsonl")
+    logs = bench.store.root / "tensorboard" / folder.name
+    shutil.rmtree(logs, ignore_errors=True)
+    shutil.copytree(where / "tensorboard", logs)
+    return done
+
+
+def tokenised(model: Model, pairs: Sequence[tuple[str, str]]) -> list[Sample]:
+    """(prompt ids, answer ids) of (question, answer) pairs."""
+    questions, answers = [q for q, _ in pairs], [a for _, a in pairs]
+    return list(zip(model.tokenizer.prompts(questions), model.tokenizer.answers(answers), strict=True))
+
+
+def _keep_snapshot(folder: Path, number: int, trainable: Any) -> None:
+    checkpoint.save_tree(folder / f"{number}.safetensors", state.take(trainable, 0))
+
+
+def load_adapters(bench: Bench, model: Model, path: Path, k: int) -> Any:
+    """The trained tree {"adapters": ...} of K adapters that a stage left in `path`."""
+    like = jax.eval_shape(lambda: {"adapters": lora.init(model.config, bench.lora, jax.random.split(jax.random.key(0), k))})
+    return checkpoint.load_tree(path, like)
+
+
+def answer(
+    bench: Bench,
+    model: Model,
+    name: str,
+    groups: Sequence[Sequence[Example]],
+    how: BeamSettings | SamplingSettings,
+    adapters: Artifact,
+    file: str = ADAPTERS,
+) -> Artifact:
+    """The answers of adapter k of `adapters` to the questions `groups[k]`, in one pass: `answers.jsonl`, in the groups' order."""
+    asked = [(k, example) for k, group in enumerate(groups) for example in group]
+    settings = {"how": _identity(how), "lora": asdict(bench.lora), "seed": bench.config.seed, "file": file}
+    inputs = {
+        "model": model.digest,
+        "adapters": adapters.manifest["digest"],
+        "questions": fingerprint([(k, e.id, e.prompt) for k, e in asked]),
+    }
+
+    def build(folder: Path) -> Mapping[str, Any]:
+        tokenizer = model.tokenizer
+        prompts = tokenizer.prompts([example.prompt for _, example in asked])
+        requests = [Request(ids, k, _request_id(k, example)) for ids, (k, example) in zip(prompts, asked, strict=True)]
+        weights = load_adapters(bench, model, Path(adapters.folder) / file, len(groups))["adapters"]
+        outputs = generate(
+            model.config,
+            model.params,
+            weights,
+            requests,
+            how,
+            eos=tokenizer.stops,
+            lora=bench.lora,
+            key=bench.config.seed,
+            pad=tokenizer.pad,
+            dtype=bench.dtype,
+            progress=name,
+        )
+        rows = [
+            Answer(example.id, k, i, tokenizer.decode(c.tokens), float(c.log_prob), c.finished)
+            for (k, example), completions in zip(asked, outputs, strict=True)
+            for i, c in enumerate(completions)
+        ]
+        write_rows(folder / "answers.jsonl", rows)
+        return {"answers": len(rows), "unfinished": sum(not row.finished for row in rows)}
+
+    return bench.store.run(Stage(name, settings, inputs), build)
+
+
+def _identity(how: BeamSettings | SamplingSettings) -> dict[str, Any]:
+    """What of the settings decides the answers; batch sizes do not."""
+    sizes = ("slots", "prompts", "chunk", "bucket")
+    return {"kind": type(how).__name__} | {name: value for name, value in asdict(how).items() if name not in sizes}
+
+
+def _request_id(k: int, example: Example) -> int:
+    """What a question's random numbers are keyed by: the same whatever else is asked."""
+    return int(fingerprint([k, example.id])[:7], 16)
+
+
+def answers_of(artifact: Artifact) -> list[Answer]:
+    return read_rows(Path(artifact.folder) / "answers.jsonl", Answer)
+
+
+Comparisons = Sequence[tuple[str, str, str, int]]  # question, answer A, answer B, class
+
+
+def train_evaluator(bench: Bench, model: Model, train: Comparisons, held_out: Comparisons) -> Artifact:
+    """The two-class evaluator: all weights and a head, early stopping on the loss of the comparisons held out, the best state kept."""
+    section = bench.config.evaluator
+    optimizer = bench.optimizer(section)
+    settings = {"optimizer": asdict(optimizer), "epochs": section.epochs, "patience": section.patience, "batch": section.batch}
+    settings |= {"seed": bench.config.seed}
+
+    def build(folder: Path) -> Mapping[str, Any]:
+        pad, size = model.tokenizer.pad, bench.config.compute.score_batch
+        rows, checks = (
+            list(zip(model.tokenizer.comparisons([r[:3] for r in part]), [r[3] for r in part], strict=True)) for part in (train, held_out)
+        )
+        epochs = Epochs((len(rows),), section.batch, section.epochs, bench.config.seed)
+        start = state.init(_classifier(model, bench.random_key()), optimizer, epochs.totals)
+        setup = bench.setup(model)
+        evaluate = partial(_class_metrics, steps.class_evaluation(setup), list(batches.labelled(checks, size, pad)))
+        done = _fit(
+            bench,
+            "evaluator",
+            folder,
+            steps.evaluator_step(setup, optimizer),
+            start,
+            {},
+            batches.classes(rows, epochs, pad),
+            epochs.steps,
+            validate=lambda now: evaluate(now.trainable)["loss"],
+            validate_every=epochs.per_epoch[0],
+            patience=section.patience,
+        )
+        checkpoint.save_tree(folder / CLASSIFIER, done.state.trainable)
+        final = evaluate(done.state.trainable)
+        return {
+            "comparisons": len(train),
+            "held_out": len(held_out),
+            "validation_loss": final["loss"],
+            "validation_accuracy": final["right"],
+        }
+
+    data = fingerprint([[list(row) for row in part] for part in (train, held_out)])
+    return bench.store.run(Stage("evaluator", settings, {"model": model.digest, "data": data}), build)
+
+
+def _classifier(model: Model, key: jax.Array) -> dict[str, Any]:
+    params = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32)[None], dict(model.params))
+    params.pop("head", None)
+    return {"params": params, "head": heads.init(model.config.hidden_size, 2, key)[None]}
+
+
+def _class_metrics(evaluation: Callable, data: Sequence, trainable: Any) -> dict[str, float]:
+    sums = [jax.device_get(evaluation(trainable, {}, batch)) for batch in data]
+    units = sum(float(s["units"][0]) for s in sums)
+    return {name: sum(float(s[name][0]) for s in sums) / units for name in ("loss", "right")}
+
+
+def score_fn(bench: Bench, model: Model, evaluator: Artifact) -> Callable[[Sequence[Request3]], Float[np.ndarray, " n"]]:
+    """The evaluator as a function: for each (question, A, B) the probability that the holder of A accepts to change to B."""
+    like = jax.eval_shape(lambda: _classifier(model, jax.random.key(0)))
+    trained = checkpoint.load_tree(Path(evaluator.folder) / CLASSIFIER, like)
+    probabilities = steps.class_probabilities(bench.setup(model))
+
+    def score(requests: Sequence[Request3]) -> Float[np.ndarray, " n"]:
+        out = np.full(len(requests), np.nan)
+        with Progress("comparisons", len(requests), "scores") as progress:
+            for taken, batch in batches.scoring(
+                model.tokenizer.comparisons(requests), bench.config.compute.score_batch, model.tokenizer.pad
+            ):
+                out[taken] = np.asarray(probabilities(trained, {}, batch))[: len(taken), 1]
+                progress.advance(len(taken))
+        return out
+
+    return score
+
+
+def optimise(bench: Bench, model: Model, policy: Artifact, chosen: Sequence[Pair]) -> Artifact:
+    """DPO: the adapter of `policy` trained on; the reference is that adapter as it was, its log-probabilities computed once."""
+    section = bench.config.dpo
+    optimizer = bench.optimizer(section)
+    settings = {"optimizer": asdict(optimizer), "epochs": section.epochs, "batch": section.batch, "beta": section.beta}
+    settings |= {"lora": asdict(bench.lora), "max_length": bench.config.sft.max_length, "seed": bench.config.seed}
+
+    def build(folder: Path) -> Mapping[str, Any]:
+        start = load_adapters(bench, model, Path(policy.folder) / ADAPTERS, 1)
+        setup, pad = bench.setup(model, bench.lora), model.tokenizer.pad
+        data = _with_reference(bench, model, start, chosen)
+        epochs = Epochs((len(data),), section.batch, section.epochs, bench.config.seed)
+        at = batches.preferences(data, epochs, pad, bench.config.sft.max_length)
+        begin = state.init(start, optimizer, epochs.totals)
+        done = _fit(bench, "dpo", folder, steps.dpo_step(setup, optimizer, section.beta), begin, model.params, at, epochs.steps)
+        checkpoint.save_tree(folder / ADAPTERS, done.state.trainable)
+        return {"pairs": len(chosen), "steps": epochs.steps}
+
+    inputs = {"model": model.digest, "policy": policy.manifest["digest"], "pairs": fingerprint([asdict(pair) for pair in chosen])}
+    return bench.store.run(Stage("dpo", settings, inputs), build)
+
+
+def _with_reference(bench: Bench, model: Model, reference: Any, chosen: Sequence[Pair]) -> list[Preference]:
+    """Tokenised preferences with the reference's log-probabilities of both answers."""
+    sides = [tokenised(model, [(p.prompt, getattr(p, side)) for p in chosen]) for side in ("better", "worse")]
+    samples, out = sides[0] + sides[1], np.empty(2 * len(chosen))
+    run = steps.sequence_log_probs(bench.setup(model, bench.lora))
+    size, limit = bench.config.compute.score_batch, bench.config.sft.max_length
+    for taken, batch in batches.likelihoods(samples, size, model.tokenizer.pad, limit):
+        out[taken] = np.asarray(run(reference, model.params, batch))[: len(taken)]
+    return [Preference(*row) for row in zip(*sides, out[: len(chosen)].tolist(), out[len(chosen) :].tolist(), strict=True)]

@@ -1,0 +1,102 @@
+"""The house keeps its shape: who imports whom, how long things are, which config fields are read."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "ilr_jax").rglob("*.py"))
+HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
+# Room -> rooms of ours that it may import. A room is a file or a folder of ilr_jax.
+ARROWS = {
+    "types": set(),
+    "files": set(),
+    "progress": set(),
+    "store": {"files", "types"},
+    "metrics": set(),
+    "tokenizer": {"models"},
+    "batches": {"types"},
+    "tasks": {"types", "files"},
+    "models": {"types", "files"},
+    "sample": {"models", "progress", "types"},
+    "train": {"models", "files", "progress", "types"},
+    "refine": {"types"},
+    "page": {"files", "types"},
+    "report": {"files", "metrics", "page", "types"},
+    "roles": {"files", "models", "tokenizer", "types"},
+    "stages": {"batches", "files", "models", "progress", "roles", "sample", "store", "train", "types"},
+    "lab": {"files", "refine", "roles", "sample", "stages", "store", "tasks", "types"},
+    "rounds": {"files", "lab", "metrics", "refine", "store", "types"},
+    "export": {"files", "models", "roles", "stages", "store"},
+    "main": {"rounds"},
+    "cli": {"main", "report", "export", "files", "types"},
+}
+WITHOUT_JAX = {"types", "files", "progress", "store", "metrics", "batches", "tasks", "refine", "page", "report"}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(ROOT / "ilr_jax").parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of everything that a file imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_arrows(path):
+    room = room_of(path)
+    ours = {name.split(".")[1] for name in imports(path) if name.startswith("ilr_jax.")}
+    allowed = ARROWS.get(room, set()) | {room, "__version__"}
+    assert ours <= allowed, f"{room} may not import {sorted(ours - allowed)}"
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if room_of(p) in WITHOUT_JAX], ids=lambda p: str(p.relative_to(ROOT)))
+def test_rooms_without_jax(path):
+    assert not {name.split(".")[0] for name in imports(path)} & HEAVY
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_lengths(path):
+    text = path.read_text()
+    assert text.count("\n") <= 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 60, f"{path}:{node.lineno} {node.name}"
+
+
+def test_configs_import_only_their_base():
+    for path in (ROOT / "configs").glob("*.py"):
+        assert {name.split(".")[0] for name in imports(path)} <= {"ml_collections", "configs"}
+
+
+def test_every_config_field_is_read():
+    from configs import base
+
+    read = {node.attr for path in SOURCES for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+
+    def fields(config):
+        for name, value in config.items():
+            yield from fields(value) if hasattr(value, "items") else [name]
+
+    assert not set(fields(base.get_config())) - read
+
+
+def test_torch_is_never_imported_by_the_package():
+    for path in [*SOURCES, *(ROOT / "configs").glob("*.py")]:
+        assert not {name.split(".")[0] for name in imports(path)} & {"torch", "peft", "trl"}
+
+
+def test_every_experiment_config_opens_with_how_to_run_it():
+    for path in (ROOT / "configs").glob("*.py"):
+        if path.stem not in ("__init__", "base"):
+            text = ast.get_docstring(ast.parse(path.read_text())) or ""
+            assert all(word in text for word in ("Command:", "Hardware:", "Hours:", "Expected:")), path

@@ -1,0 +1,265 @@
+"""The report says what the artifacts say, the same bytes each time, and lets no label become markup."""
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from made_up_runs import HOSTILE, decision, make_workdir, round_row, write_run
+from rich.console import Console
+
+from ilr_jax import page, report
+from ilr_jax.files import read_json
+from ilr_jax.refine.select import unasked
+from ilr_jax.types import Label
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    return make_workdir(tmp_path / "one")
+
+
+def row_of(rows, **wanted):
+    (row,) = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+    return row
+
+
+def data_of(html):
+    return json.loads(re.search(r'<script type="application/json" id="labels-data">(.*?)</script>', html, re.DOTALL)[1])
+
+
+def test_rows_are_the_records_and_null_where_a_figure_does_not_apply(workdir):
+    rows = report.collect([workdir])
+    assert [(row["method"], row["round"]) for row in rows] == [("sft", 0), ("dpo", 0), ("dpo", 1), ("ilr", 0), ("ilr", 1), ("ilr", 2)]
+    row = row_of(rows, method="ilr", round=2)
+    assert (row["seed"], row["test_accuracy"], row["evaluator_accuracy"], row["wrong_to_right"], row["threshold"]) == (
+        0,
+        0.61,
+        0.8,
+        1,
+        0.63,
+    )
+    row = row_of(rows, method="dpo", round=1)
+    assert row["compared"] == 150 and row["replaced"] is None and row["label_accuracy"] is None and row["wrong_to_right"] is None
+
+
+def test_results_file(workdir):
+    assert report.write([workdir]) == workdir / "report.html"
+    results = read_json(workdir / "results.json")
+    row = row_of(results["rows"], method="ilr", round=1)
+    assert (row["label_accuracy"], row["audit"]) == (pytest.approx(0.51), "stages/refine-01/audit.jsonl")
+    ilr = row_of(results["summary"], method="ilr")
+    assert (ilr["test_accuracy"], ilr["test_interval"], ilr["replaced"], ilr["rounds"]) == (0.61, [0.57, 0.65], 2, 2)
+    assert ilr["evaluator_accuracy"] == pytest.approx((0.6 * 10 + 0.8 * 30) / 40)
+    assert ilr["difference"] == {"mean": pytest.approx(0.11), "interval": None, "seeds": [0], "over": "seeds"}
+    assert row_of(results["summary"], method="sft")["difference"] is None
+
+
+def test_several_seeds_give_mean_and_interval(tmp_path):
+    make_workdir(tmp_path, seeds=(0, 4, 2))
+    ilr = row_of(report.summarise(report.collect([tmp_path])), method="ilr")
+    assert ilr["seeds"] == [0, 2, 4] and ilr["test_accuracy"] == pytest.approx(0.63)
+    assert ilr["test_interval"] == pytest.approx([0.61, 0.65], abs=0.005)
+    assert ilr["difference"]["mean"] == pytest.approx(0.11) and ilr["difference"]["interval"] == pytest.approx([0.11, 0.11])
+    assert ilr["replaced"] == 2
+
+
+def test_differences_are_paired_by_example_where_the_runs_tell(tmp_path):
+    right = [1] * 60 + [0] * 40
+    write_run(tmp_path, "sft", [round_row(0, 0.6, test_right=right)])
+    write_run(tmp_path, "ilr", [round_row(1, 0.7, test_right=right[:60] + [1] * 10 + [0] * 30)])
+    write_run(tmp_path, "naive", [round_row(1, 0.6, test_right=right[::-1])])
+    summary = report.summarise(report.collect([tmp_path]))
+    ilr, naive = (row_of(summary, method=name)["difference"] for name in ("ilr", "naive"))
+    assert ilr["over"] == "seeds and test examples"
+    assert ilr["mean"] == pytest.approx(0.1)
+    assert 0.03 < ilr["interval"][0] < 0.1 < ilr["interval"][1] < 0.17  # not paired, it would hold zero
+    assert naive["interval"][0] < -0.1 and naive["interval"][1] > 0.1
+    assert "test_right" not in read_json(report.write([tmp_path]).with_name("results.json"))["rows"][0]
+
+
+def test_unfinished_runs_do_not_enter_means_of_finished_ones(workdir):
+    write_run(workdir, "ilr", [round_row(0, 0.1)], seed=1, finished=False)
+    write_run(workdir, "naive", [round_row(0, 0.2)], finished=False)
+    summary = report.summarise(report.collect([workdir]))
+    assert row_of(summary, method="ilr")["seeds"] == [0]
+    naive = row_of(summary, method="naive")
+    assert naive["test_accuracy"] == 0.2 and page.headline(naive)[0] == "naive (unfinished)"
+
+
+def test_workdirs_with_other_seeds_are_one_curve_and_with_the_same_runs_two(tmp_path):
+    one, two, other = (make_workdir(tmp_path / name, seeds) for name, seeds in [("one", (0,)), ("two", (1,)), ("other", (0,))])
+    assert {row["series"] for row in report.collect([one, two])} == {"sft", "ilr", "dpo"}
+    summary = report.summarise(report.collect([one, other]))
+    assert row_of(summary, series="ilr (other)")["difference"]["mean"] == pytest.approx(0.11)
+    assert [entry["series"] for entry in summary][:2] == ["sft (one)", "sft (other)"]
+
+
+def test_several_workdirs_need_a_folder_to_write_to(tmp_path):
+    workdirs = [make_workdir(tmp_path / "a" / "run"), make_workdir(tmp_path / "b" / "run")]
+    with pytest.raises(ValueError, match="--out"):
+        report.write(workdirs)
+    html = report.write(workdirs, tmp_path / "new" / "folder").read_text()
+    assert f"{workdirs[0]}, {workdirs[1]}" in html  # two folders of one name are told apart
+    row = read_json(tmp_path / "new" / "folder" / "results.json")["rows"][-1]
+    assert row["audit"] == "../../b/run/stages/refine-02/audit.jsonl"
+
+
+def test_equal_artifacts_give_equal_bytes(tmp_path):
+    digests = set()
+    for name in ("one", "two"):
+        path = report.write([make_workdir(tmp_path / name / "run", seeds=(0, 1))])
+        digests.add((path.read_bytes(), path.with_name("results.json").read_bytes()))
+    assert len(digests) == 1
+    program = "import hashlib, sys; from ilr_jax import report; print(hashlib.sha256(report.write(sys.argv[1:]).read_bytes()).hexdigest())"
+    command = [sys.executable, "-c", f"{program}; assert 'jax' not in sys.modules", str(tmp_path / "one" / "run")]
+    other = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert other.stdout.strip() == hashlib.sha256(digests.pop()[0]).hexdigest()
+
+
+class Tags(HTMLParser):
+    """Every start tag with its attributes, and all text."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.words = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_hostile_labels_stay_text(workdir):
+    run = read_json(workdir / "runs" / "dpo-seed0.json") | {"method": HOSTILE}
+    (workdir / "runs" / "hostile.json").write_text(json.dumps(run))
+    html = report.write([workdir]).read_text()
+    parsed = Tags()
+    parsed.feed(html)
+    assert [tag for tag, _ in parsed.tags].count("script") == 2 and "b" not in [tag for tag, _ in parsed.tags]
+    assert html.count("</script>") == 2 and "alert(1)</script>" not in html
+    assert HOSTILE in data_of(html)["texts"] and "<!--" not in html
+    assert parsed.words.count(HOSTILE) >= 2  # the method's name and a config value: shown, as text
+
+
+def test_the_policy_lets_only_the_pages_own_script_run(workdir):
+    html = report.write([workdir]).read_text()
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)[1]
+    script = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert "default-src 'none'" in policy and f"script-src 'sha256-{digest}'" in policy
+    parsed = Tags()
+    parsed.feed(html)
+    for _, attrs in parsed.tags:  # nothing is fetched, no handler is inline
+        assert not {"src", "srcset", "data"} & attrs.keys() and not any(name.startswith("on") for name in attrs)
+        assert all(attrs[name].startswith("#") for name in ("href", "xlink:href") if name in attrs)
+
+
+def test_page_shows_figures_charts_config_and_versions(workdir):
+    html = report.write([workdir]).read_text()
+    for shown in ("61.0 % [57.0, 65.0]", "+11.0", "41.0 % → 61.0 %", "75.0 %", "0.7123", "task.name", "0.10.2", "width=device-width"):
+        assert shown in html, shown
+    assert html.count("<svg") == 3 and all(f'aria-label="{title}' in html for title in page.CHARTS.values())
+    assert "prefers-color-scheme: dark" in html and "currentColor" in html and page.INK not in html
+    assert 'class="wrong_to_right" style="flex-grow:1"' in html and "torch" not in html
+
+
+def test_browser_data_has_every_decision_once_and_each_text_once(workdir):
+    data = data_of(report.write([workdir]).read_text())
+    assert len(data["rows"]) == 8 and len(set(data["texts"])) == len(data["texts"])
+    named = {(data["texts"][row[1]], data["groups"][row[0]][2]): row for row in data["rows"]}
+    outcomes = {key: data["texts"][row[6]] for key, row in named.items()}
+    assert [outcomes[f"q{n}", 1] for n in (1, 2, 3, 4)] == ["accepted", "rejected", "agreed", "no proposal"]
+    assert outcomes["q1", 2] == "not asked" and data["groups"][named["q1", 2][0]] == ["ilr", 0, 2]
+    assert named["q1", 1][7:] == [False, True, 0.9, 0.9, 0.9, 0.63] and named["q4", 1][7:] == [False, None, None, None, None, None]
+
+
+@pytest.mark.parametrize("standing, outcome", [("agrees", "agreed"), ("unread", "no proposal"), ("disagrees", "not asked")])
+def test_outcomes_know_the_reasons_that_refinement_gives(standing, outcome):
+    assert page.OUTCOMES[unasked(Label("q", "7", "weak"), "8", standing, 1).reason] == outcome
+
+
+def test_a_page_too_large_keeps_accepted_rows_and_says_what_is_missing(workdir, monkeypatch):
+    monkeypatch.setattr(page, "MOST_ROWS", 3)
+    html = report.write([workdir]).read_text()
+    data = data_of(html)
+    assert [data["texts"][row[6]] for row in data["rows"]].count("accepted") == 2 and len(data["rows"]) == 3
+    assert "5 more decisions are not in this page" in html
+
+
+def test_thousands_of_rows_make_a_page_of_some_megabytes(workdir):
+    audit = [decision(f"q{n}", 1, proposal=f"{n} and " * 30) for n in range(5000)]
+    text = page.json_for_script(page.browser_data([{"series": "ilr", "seed": 0, "round": 1}], [audit])[0])
+    assert len(text) < 3e6
+
+
+def test_terminal_table(workdir):
+    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    run = read_json(workdir / "runs" / "dpo-seed0.json") | {"method": "[red]odd"}
+    (workdir / "runs" / "odd.json").write_text(json.dumps(run))
+    console.print(report.table(report.collect([workdir])))
+    console.file.close()
+    lines = console.export_text().splitlines()
+    (ilr,) = [line for line in lines if " ilr " in line]
+    for cell in ("61.0 % [57.0, 65.0]", "+11.0", "41.0 % → 61.0 %", "75.0 %", " 2 "):
+        assert cell in ilr
+    assert any("[red]odd" in line for line in lines)
+
+
+def test_labels_come_with_the_decision_that_put_them_there(workdir):
+    one, two, three, _ = report.labels(workdir, "ilr", 0)
+    assert (one["text"], one["source"], one["round"], one["score"]) == ("#### 8", "weak", 0, 0.9)
+    assert (two["text"], two["source"], two["round"], two["reason"]) == ("#### 8", "proposal", 2, "score 0.8000 > threshold 0.6300")
+    assert (three["prompt"], three["text"], three["score"], three["reason"]) == ("Question q3?", "#### 7", None, None)
+    assert report.labels(workdir, "ilr", 0, round=1)[1]["text"] == "#### 7"
+
+
+@pytest.mark.parametrize(
+    "which, message",
+    [
+        (("naive", 0, None), "only .*ilr seed 0"),
+        (("sft", 0, None), "no round of it"),
+        (("ilr", 0, 3), r"round 3 .*\[1, 2\]"),
+        (("ilr", 0, 0), "round 0"),
+    ],
+)
+def test_labels_that_are_not_there(workdir, which, message):
+    with pytest.raises(ValueError, match=message):
+        report.labels(workdir, *which)
+
+
+def test_bad_workdirs(tmp_path):
+    with pytest.raises(ValueError, match="no folder"):
+        report.collect([tmp_path / "missing"])
+    with pytest.raises(ValueError, match="no runs"):
+        report.collect([tmp_path])
+    write_run(tmp_path, "ilr", [])
+    with pytest.raises(ValueError, match="none yet"):
+        report.collect([tmp_path])
+    (tmp_path / "runs" / "x.json").write_text("[1]")
+    with pytest.raises(ValueError, match="x.json"):
+        report.collect([tmp_path])
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="the page's script is run by node here")
+def test_the_browser_of_labels_filters_searches_and_shows_more(workdir, tmp_path):
+    audit = [decision(f"q{n}", 1, accepted=n % 2 == 0, right=(n % 3 == 0, True), proposal=f"answer {n}!") for n in range(70)]
+    data = page.json_for_script(page.browser_data([{"series": "ilr", "seed": 0, "round": 1}], [audit])[0])
+    (tmp_path / "data.json").write_text(data)
+    script = Path(page.__file__).with_name("templates") / "report.js"
+    command = ["node", str(Path(__file__).with_name("browser.js")), str(script), str(tmp_path / "data.json")]
+    steps = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert steps["start"] == ["25 shown of 70 found, 70 in all.", 25, False]
+    assert steps["more"] == ["70 shown of 70 found, 70 in all.", 70, True]
+    assert steps["accepted"] == ["25 shown of 35 found, 70 in all.", 25, False]
+    assert steps["accepted, wrong to right"][0] == "23 shown of 23 found, 70 in all."
+    assert steps["text"] == ["1 shown of 1 found, 70 in all.", 1, True]
+    assert "answer 42!" in steps["card"] and "accepted · ilr · seed 0 · round 1 · q42" in steps["card"]
+    assert "✓ right" in steps["card"] and "score 0.400 · threshold 0.630" in steps["card"]
