@@ -1,9 +1,8 @@
-"""Flags, compile cache, and one call: `python -m ilr_jax.main --config=configs/quickstart.py --workdir=DIR`.
+"""Flags and one call: `python -m ilr_jax.main --config=configs/quickstart.py --workdir=DIR`.
 
 Every field of the config is a flag, `--config.rounds=3`; a misspelt one is an error that names the nearest.
 """
 
-import os
 import sys
 
 from absl import app, flags
@@ -18,12 +17,11 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"flags were wanted, got {argv[1:]}")
     from ilr_jax import rounds  # after the flags, so that --help needs no JAX
+    from ilr_jax.files import StorageError
 
-    if cache := CONFIG.value.compute.cache:
-        rounds.use_compile_cache(os.path.expanduser(cache))
     try:
         rounds.run(CONFIG.value, WORKDIR.value)
-    except ValueError as error:
+    except (ValueError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from ilr_jax import metrics
@@ -86,10 +87,19 @@ def run(config: Config, workdir: str | Path) -> None:
     names = [name.strip() for name in config.method.split(",")]
     if unknown := [name for name in names if name not in METHODS]:
         raise ValueError(f"method: wanted some of {', '.join(METHODS)}, separated by commas; got {', '.join(map(repr, unknown))}")
+    if config.compute.cache:
+        _keep_compiled(Path(config.compute.cache).expanduser())
     claim(workdir, config.to_dict(), ignore=("method", "seed", "compute"))
     lab = Lab(config, Path(workdir))
     for name in names:
         _record(lab, name)
+
+
+def _keep_compiled(folder: Path) -> None:
+    """Have XLA keep its programs in `folder`: later rounds, methods and runs of the same shapes start at once."""
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def _record(lab: Lab, name: str) -> None:
@@ -117,7 +127,7 @@ def _measured(lab: Lab, r: int, model: Artifact, labels: list[Label] | None = No
     right = lab.grade(answers)
     interval = metrics.bootstrap_interval(right, lab.config.seed)
     row = {**BLANK, "round": r, "test_accuracy": interval.mean, "test_interval": [interval.low, interval.high], "test_size": len(right)}
-    row |= {"answers": lab.relative(artifact, "answers.jsonl"), "model": lab.relative(model, "")}
+    row |= {"test_right": right.tolist(), "answers": lab.relative(artifact, "answers.jsonl"), "model": lab.relative(model, "")}
     if labels is not None:
         grades = lab.grade_labels(labels)
         row |= {"label_accuracy": float(np.mean(grades)), "labels": len(labels)}

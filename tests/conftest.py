@@ -82,7 +82,8 @@ def make_tiny_config(models: dict[str, Path]) -> ConfigDict:
     config.weak.epochs = config.strong.epochs = config.dpo.epochs = config.evaluator.epochs = 1
     config.evaluator.checkpoints = 3
     config.decoding.max_new_tokens = 8
-    config.compute.slots, config.compute.beam_batch, config.compute.cache = 8, 8, ""
+    config.compute.slots = config.compute.beam_batch = 8
+    config.compute.cache = str(models["gemma"].parent.with_name("xla"))  # the runs of this session compile once
     return config
 
 

@@ -29,7 +29,7 @@ ARROWS = {
     "lab": {"files", "refine", "roles", "sample", "stages", "store", "tasks", "types"},
     "rounds": {"files", "lab", "metrics", "refine", "store", "types"},
     "export": {"files", "models", "roles", "stages", "store"},
-    "main": {"rounds"},
+    "main": {"files", "rounds"},
     "cli": {"main", "report", "export", "files", "types"},
 }
 WITHOUT_JAX = {"types", "files", "progress", "store", "metrics", "batches", "tasks", "refine", "page", "report"}
