@@ -1,9 +1,11 @@
 """Every field of an experiment, once, with the paper's values for GSM8K. The other files change this one; a misspelt field is an error."""
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Any:
     """The base config; locked, so that only fields that stand here can be set."""
     config = ConfigDict()
     config.method = "ilr"  # sft | ilr | naive | dpo; several, separated by commas, share their common stages

@@ -73,7 +73,7 @@ class Lab:
 
     def weak_supervisor(self) -> Artifact:
         """The weak model on the first half's references, with the snapshots that the evaluator's data comes from."""
-        data = [(example.prompt, example.reference) for example in self.d1]
+        data = [(example.prompt, str(example.reference)) for example in self.d1]
         return fine_tune(self.bench, self.model("weak"), self.config.weak, "weak", [data], self.config.evaluator.checkpoints)
 
     def weak_labels(self, weak: Artifact) -> list[Answer]:

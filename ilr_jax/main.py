@@ -19,8 +19,10 @@ def main(argv: list[str]) -> None:
     from ilr_jax import rounds  # after the flags, so that --help needs no JAX
     from ilr_jax.files import StorageError
 
+    workdir = WORKDIR.value
+    assert workdir is not None
     try:
-        rounds.run(CONFIG.value, WORKDIR.value)
+        rounds.run(CONFIG.value, workdir)
     except (ValueError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,5 +1,6 @@
 """Rows and JSON: what goes in comes out, or the file is not touched; bad lines are named."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -78,6 +79,18 @@ def test_a_bad_line_is_named(tmp_path, line, reason):
     path.write_bytes(path.read_bytes() + line + b"\n")
     with pytest.raises(ValueError, match=rf"rows.jsonl:2: wanted a Label as JSON(?s:.*)({reason})"):
         read_rows(path, Label)
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_temporary_one(tmp_path, monkeypatch):
+    write_json(tmp_path / "x.json", 1)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="could not write .*x.json"):
+        write_json(tmp_path / "x.json", 2)
+    assert os.listdir(tmp_path) == ["x.json"] and read_json(tmp_path / "x.json") == 1
 
 
 def test_damaged_json_and_missing_files_are_named(tmp_path):

@@ -70,7 +70,8 @@ def test_the_key_knows_the_format_and_not_the_order(tmp_path, monkeypatch):
 
 def test_the_digest_stands_for_the_files_and_only_for_them(tmp_path):
     def other(folder: Path):
-        (folder / "labels.json").write_text("[]")
+        build(folder)
+        (folder / "labels.json").write_text('["a", "c"]')
 
     first = Store(tmp_path / "a").run(STAGE, build)
     assert first.manifest["digest"] == Store(tmp_path / "b").run(Stage("renamed", {}, {}), build).manifest["digest"]

@@ -82,8 +82,7 @@ def run_with_resume(root: Path):
     return Store(root, verify=True).run(STAGE, continued)
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
-def test_whichever_disk_call_fails_the_artifact_is_whole_or_absent_and_a_retry_succeeds(tmp_path, monkeypatch, number):
+def test_whichever_disk_call_fails_the_artifact_is_whole_or_absent_and_a_retry_succeeds(tmp_path, monkeypatch):
     whole = Store(tmp_path / "whole").run(STAGE, build)
     expected = tree(tmp_path / "whole" / "stages")
     n, disk = 0, None
@@ -91,11 +90,11 @@ def test_whichever_disk_call_fails_the_artifact_is_whole_or_absent_and_a_retry_s
         n += 1
         root = tmp_path / str(n)
         with monkeypatch.context() as patch:
-            disk = FailingDisk(patch, n, number)
+            disk = FailingDisk(patch, n)
             try:
                 run_with_resume(root)
             except StorageError as error:
-                assert str(tmp_path) in str(error) and "start the same command again" in str(error)
+                assert str(tmp_path) in str(error) and str(error).count("start the same command again") == 1
         found = Store(root, verify=True).find(STAGE)
         assert found is None or found.manifest == whole.manifest
         assert run_with_resume(root).manifest == whole.manifest
@@ -161,7 +160,7 @@ def build(folder):
     step, total = read_json(resume) if resume.exists() else (0, 0)
     while step < 40:
         step, total = step + 1, total * 31 % 1000003 + step
-        time.sleep(0.002)
+        time.sleep(0.004)
         write_json(resume, [step, total])
     (folder / "many").mkdir()
     for i in range(20):
