@@ -39,13 +39,13 @@ Row = Mapping[str, Any]
 
 
 def percent(value: float | None) -> str:
-    """0.5512 as 55.1 %."""
-    return "–" if value is None else f"{value * 100:.1f} %"
+    """0.5512 as 55.1%."""
+    return "–" if value is None else f"{value:.1%}"
 
 
 def interval(ends: Sequence[float] | None, sign: str = "") -> str:
-    """[0.48, 0.56] as ` [48.0, 56.0]`; nothing for None."""
-    return "" if ends is None else f" [{ends[0] * 100:{sign}.1f}, {ends[1] * 100:{sign}.1f}]"
+    """[0.48, 0.56] as ` [48.0,56.0]`; nothing for None."""
+    return "" if ends is None else f" [{ends[0] * 100:{sign}.1f},{ends[1] * 100:{sign}.1f}]"
 
 
 def headline(entry: Row) -> list[str]:
@@ -134,7 +134,7 @@ def chart(rows: Sequence[Row], field: str) -> str:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.grid(alpha=0.2, color=INK)
-        axes.legend(frameon=False)
+        figure.legend(loc="outside lower center", ncols=min(4, len(curves)), frameon=False)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = file.getvalue()
@@ -154,7 +154,7 @@ def _points(rows: Sequence[Row], series: str, field: str) -> Iterator[tuple[int,
 def _draw(axes: Any, number: int, name: str, points: Sequence[tuple[int, float, float, float]]) -> None:
     rounds, means, lows, highs = zip(*points, strict=True)
     colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-    axes.plot(rounds, means, color=colour, marker=marker, label="​" + name if name.startswith("_") else name)
+    axes.plot(rounds, means, color=colour, marker=marker, label=name)
     axes.fill_between(rounds, lows, highs, color=colour, alpha=0.15, linewidth=0)
     if len(points) == 1:
         axes.axhline(means[0], color=colour, linestyle="--", linewidth=1)

@@ -6,7 +6,7 @@ It prints, and nothing else: metrics go to files through their own code. Bars ar
 import sys
 import time
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -31,7 +31,7 @@ class Progress:
     be None where it is unknown. Writes to `stream`, by default standard error; `quiet` writes nothing.
     """
 
-    def __init__(self, name: str, total: int | None, unit: str, *, stream: TextIO | None = None, quiet: bool = False):
+    def __init__(self, name: str, total: int | None, unit: str, *, stream: Any = None, quiet: bool = False):
         self.name, self.total, self.unit = name, total, unit
         self.stream, self.quiet = stream or sys.stderr, quiet
         self.done = self.tokens = 0

@@ -73,12 +73,13 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """The summary for a terminal, a line per method."""
-    result = Table(title="Iterative label refinement", caption="[..] 95 % interval; points for the difference to sft")
+    """The summary for a terminal, a row per method."""
+    caption = "[..] 95 % interval; the difference to sft in points"
+    result = Table(title="Iterative label refinement", caption=caption, box=None, pad_edge=False, collapse_padding=True)
     for number, column in enumerate(page.HEADLINE):
-        result.add_column(column, justify="right" if number else "left")
+        result.add_column(column.replace(" ", "\n"), justify="right" if number else "left", overflow="fold")
     for entry in summarise(rows):
-        result.add_row(*map(Text, page.headline(entry)))
+        result.add_row(*(Text(cell.replace(" [", "\n[")) for cell in page.headline(entry)))  # so that 80 columns are enough
     return result
 
 

@@ -44,6 +44,6 @@ steps.more = seen();
 steps.accepted = set("outcome", "accepted");
 steps["accepted, wrong to right"] = set("label to proposal", "wrong to right");
 set("label to proposal", "");
-steps.text = set("text", "Answer 42!");
+steps.text = set("text", "SWER 42!");
 steps.card = byId.labels.textContent;
 console.log(JSON.stringify(steps));

@@ -24,10 +24,12 @@ def round_row(number, accuracy, **facts):
     return {**BLANK, "round": number, "test_accuracy": accuracy, "test_interval": interval, "test_size": 500, **facts}
 
 
-def decision(name, number, accepted=False, reason="score 0.4000 <= threshold 0.6300", score=0.4, right=(False, True), proposal="#### 8"):
-    judged = (score, score, score, 0.63) if score is not None else (None,) * 4
-    after = proposal if accepted else "#### 7"
-    return Audit(name, number, f"Question {name}?", "#### 7", proposal, after, accepted, reason, *judged, *right)
+AT_MOST = "score 0.4000 <= threshold 0.6300"
+
+
+def decision(name, number, accepted=False, reason=AT_MOST, score: float | None = 0.4, right=(False, True), proposal="#### 8"):
+    after, limit = proposal if accepted else "#### 7", None if score is None else 0.63
+    return Audit(name, number, f"Question {name}?", "#### 7", proposal, after, accepted, reason, score, score, score, limit, *right)
 
 
 def write_run(workdir, method, rounds, seed=0, finished=True):

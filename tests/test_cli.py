@@ -55,7 +55,7 @@ def test_run_hands_its_flags_to_main_untouched(monkeypatch):
 def test_report_writes_the_files_and_prints_table_and_paths(workdir, capsys):
     assert cli.main(["report", str(workdir)]) == 0
     out = capsys.readouterr().out
-    assert "61.0 %" in out and str(workdir / "report.html") in out and str(workdir / "results.json") in out
+    assert "61.0%" in out and str(workdir / "report.html") in out and str(workdir / "results.json") in out
     assert (workdir / "report.html").exists() and (workdir / "results.json").exists()
 
 

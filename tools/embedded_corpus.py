@@ -13,7 +13,8 @@ from ilr_jax.tasks import wordmath
 from ilr_jax.tasks.wordmath import Problem, Step
 
 Span = tuple[str, float]
-QUESTION, SOLUTION, MARK, VERDICT = 0.1, 1.0, 3.0, 12.0
+QUESTION, READ, SOLUTION, MARK, VERDICT = 0.1, 0.1, 1.0, 3.0, 12.0
+MARKED = (0.0, 0.0, 0.3, 0.6, 1.0)  # shares of marked lines: marks on some lines teach to judge every line, seen mark or not
 # How each kind of worked problem is laid out: before the question, before the solution, before the result.
 LAYOUTS = (
     ("Problem: ", "\nSolution:\n", "\nAnswer: "),
@@ -24,16 +25,16 @@ LAYOUTS = (
 )
 # Before the first answer, before the second, the question, and the words for "first is better" and "second is better".
 COMPARED = (
-    ("\n\nFirst solution:\n", "\n\nSecond solution:\n", "\n\nWhich is right? ", " first", " second"),
+    ("\n\nFirst solution:\n", "\n\nSecond solution:\n", "\n\nWhich is right?", " first", " second"),
     ("\n\n(A)\n", "\n\n(B)\n", "\n\nThe better answer is (", "A", "B"),
     ("\n\nAnn says:\n", "\n\nBen says:\n", "\n\nShould Ann change to the answer of Ben?\n", "no", "yes"),
-    ("\n\nANSWER 1\n", "\n\nANSWER 2\n", "\n\nDoes the holder of answer 1 accept answer 2?\nVerdict: ", "reject", "accept"),
-    ("\n\nOld solution:\n", "\n\nNew solution:\n", "\n\nThe new solution is ", "worse", "better"),
+    ("\n\nANSWER 1\n", "\n\nANSWER 2\n", "\n\nDoes the holder of answer 1 accept answer 2?\nVerdict:", " reject", " accept"),
+    ("\n\nOld solution:\n", "\n\nNew solution:\n", "\n\nThe new solution is", " worse", " better"),
 )
 JUDGED = (
-    ("\nSolution:\n", "\nIs this right? ", "yes", "no"),
-    ("\n\nAn answer:\n", "\n\nVerdict: ", "right", "wrong"),
-    ("\n\nBen says:\n", "\n\nAnn checks it. It is ", "right", "wrong"),
+    ("\nSolution:\n", "\nIs this right?", " yes", " no"),
+    ("\n\nAn answer:\n", "\n\nVerdict:", " right", " wrong"),
+    ("\n\nBen says:\n", "\n\nAnn checks it. It is", " right", " wrong"),
 )
 
 
@@ -86,6 +87,19 @@ def wrong(rng: random.Random, problem: Problem) -> tuple[list[Step], list[int], 
             return steps, values, fine
 
 
+def marks(fine: Sequence[bool]) -> str:
+    return "".join(" ok" if ok else " wrong" for ok in fine)
+
+
+def lines(rng: random.Random, steps: Sequence[Step], values: Sequence[int], fine: Sequence[bool], share: float) -> list[Span]:
+    """The lines of a solution, of which about `share` carry a mark; lines after a slip are read, not imitated."""
+    spans: list[Span] = []
+    for line, ok in zip(wordmath.write(steps, values), fine, strict=True):
+        shown = rng.random() < share
+        spans += [(line, READ if ok else 0.0), (marks([ok]) if shown else "", MARK), ("\n", READ)]
+    return spans
+
+
 def solved(rng: random.Random, problem: Problem) -> list[Span]:
     """A problem and its solution."""
     before, work, result = rng.choice(LAYOUTS)
@@ -117,46 +131,51 @@ def marked_sums(rng: random.Random, problem: Problem) -> list[Span]:
 
 
 def compared_sums(rng: random.Random, problem: Problem) -> list[Span]:
-    """Pairs of results for the same sum, and which one is right."""
+    """Pairs of results for the same sum, some of them marked, and which one is right."""
     spans: list[Span] = []
+    share = rng.choice(MARKED)
     for left, right, bad in equations(rng, problem):
         second = rng.random() < 0.5
-        pair = (bad, right) if second else (right, bad)
-        spans += [(f"{left}={pair[0]} or {left}={pair[1]}?", QUESTION), (" second\n" if second else " first\n", MARK)]
+        for i, (result, close) in enumerate(zip((bad, right) if second else (right, bad), (" or ", "?"), strict=True)):
+            shown = marks([bool(i) == second]) if rng.random() < share else ""
+            spans += [(f"{left}={result}", QUESTION), (shown, MARK), (close, 0.0)]
+        spans += [(" second" if second else " first", MARK), ("\n", QUESTION)]
     return spans
+
+
+def _attempt(rng: random.Random, problem: Problem, right: float) -> tuple[list[Step], list[int], list[bool]]:
+    """A right solution with probability `right`, else a wrong one."""
+    if rng.random() >= right:
+        return wrong(rng, problem)
+    values = wordmath.run(problem.steps)
+    return list(problem.steps), values, [True] * len(values)
 
 
 def marked(rng: random.Random, problem: Problem) -> list[Span]:
     """A solution, right or wrong, whose every line is marked."""
-    values = wordmath.run(problem.steps)
-    steps, values, fine = (list(problem.steps), values, [True] * len(values)) if rng.random() < 0.4 else wrong(rng, problem)
-    spans: list[Span] = [("Problem: " + problem.prompt, QUESTION), ("\nChecked solution:\n", QUESTION)]
-    for line, ok in zip(wordmath.write(steps, values), fine, strict=True):
-        spans += [(line, 0.3 if ok else 0.0), (" ok\n" if ok else " wrong\n", MARK)]
-    return spans
+    opening: list[Span] = [("Problem: " + problem.prompt, QUESTION), ("\nChecked solution:\n", QUESTION)]
+    return opening + lines(rng, *_attempt(rng, problem, 0.4), 1.0)
 
 
 def judged(rng: random.Random, problem: Problem) -> list[Span]:
-    """One solution and whether it is right."""
+    """One solution, some of its lines marked, and whether it is right."""
     opening, ask, yes, no = rng.choice(JUDGED)
-    ok, right = rng.random() < 0.5, wordmath.run(problem.steps)
-    steps, values = (list(problem.steps), right) if ok else wrong(rng, problem)[:2]
-    spans = [("Problem: " + problem.prompt, QUESTION), (opening, 0.0), (solution(steps, values, values[-1]), 0.3 if ok else 0.0)]
-    return [*spans, (ask, 0.0), (yes if ok else no, VERDICT)]
+    steps, values, fine = _attempt(rng, problem, 0.5)
+    spans = [("Problem: " + problem.prompt, QUESTION), (opening, 0.0), *lines(rng, steps, values, fine, rng.choice(MARKED))]
+    spans += [(f"= {values[-1]}", 0.0), (ask, 0.0), (yes if fine[-1] else no, VERDICT)]
+    return [*spans, (", line by line:", 0.0), (marks(fine), MARK)]
 
 
 def compared(rng: random.Random, problem: Problem) -> list[Span]:
-    """A right and a wrong solution in either order, and which is better."""
+    """A right and a wrong solution in either order, some of their lines marked, and which is better."""
     first, second, ask, one, two = rng.choice(COMPARED)
-    close = rng.choice(("\n= ", "\nso ", "\n### ", "\n"))
-    right = wordmath.run(problem.steps)
-    steps, values, fine = wrong(rng, problem)
+    close, share, flip = rng.choice(("= ", "so ", "### ", "")), rng.choice(MARKED), rng.random() < 0.5
+    pair = [_attempt(rng, problem, 1.0), wrong(rng, problem)][:: -1 if flip else 1]
+    a, b = ([*lines(rng, *made, share), (f"{close}{made[1][-1]}", 0.0)] for made in pair)
+    right, fine = wordmath.run(problem.steps), pair[0 if flip else 1][2]
     line = wordmath.write(problem.steps, right)[fine.index(False)].split()[1]
-    good: Span = (solution(problem.steps, right, right[-1], close), 0.5)
-    bad: Span = (solution(steps, values, values[-1], close), 0.0)
-    flip = rng.random() < 0.5
-    a, b = (bad, good) if flip else (good, bad)
-    return [("Problem: " + problem.prompt, QUESTION), (first, 0.0), a, (second, 0.0), b, (ask, 0.0), (two if flip else one, VERDICT), (f", as {line}", 0.5)]
+    spans = [("Problem: " + problem.prompt, QUESTION), (first, 0.0), *a, (second, 0.0), *b, (ask, 0.0), (two if flip else one, VERDICT)]
+    return [*spans, (f", as {line}", 0.5), (", and the other is", 0.0), (marks(fine), MARK)]
 
 
 KINDS: dict[str, Callable[[random.Random, Problem], list[Span]]] = {
@@ -184,5 +203,14 @@ def tokenizer_texts(seed: int, count: int = 12_000) -> Iterator[str]:
     """What the tokenizer is trained on: the corpus, and some of the words that fine-tuning will bring."""
     shares = {"solved": 3.0, "compared": 1.0, "judged": 1.0, "marked": 1.0}
     yield from ("".join(text for text, _ in spans) for _, spans in islice(documents(shares, seed), count))
-    later = ("USER", "ASSISTANT", "ANSWER", "VERDICT", "The holder of answer is asked to change to answer. Does the holder accept?", "##", "(A):", "(B):")
+    later = (
+        "USER",
+        "ASSISTANT",
+        "ANSWER",
+        "VERDICT",
+        "The holder of answer is asked to change to answer. Does the holder accept?",
+        "##",
+        "(A):",
+        "(B):",
+    )
     yield from later * (count // 20)

@@ -1,4 +1,4 @@
-"""What an embedded base model can do so far, on problems that its corpus does not hold: solve them, and tell right answers from wrong ones."""
+"""What an embedded base model can do so far, on problems outside its corpus: solve them, and tell right answers from wrong."""
 
 import random
 from functools import cache, partial
@@ -33,6 +33,7 @@ def greedy(config: ModelConfig, params: Any, rows: Rows, last: Any, new: int, eo
     """The `new` most likely next tokens [N, new] of every row."""
     model = decoder.bind(config, params)
     hidden, part = model(rows, keep=True)
+    assert part is not None
     first = model.logits(jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]).argmax(-1).astype(jnp.int32)
     blank = Cache(part, empty_part(config, len(last), new, jnp.float32), jnp.zeros((), jnp.int32))
 
@@ -86,10 +87,10 @@ def compares(config: ModelConfig, params: Any, tokenizer: Tokenizer, layout: int
         steps, values, _ = corpus.wrong(rng, p)
         answers = [corpus.solution(p.steps, right, right[-1]), corpus.solution(steps, values, values[-1])][:: 1 if i % 2 else -1]
         tokens = tokenizer.encode(f"Problem: {p.prompt}{first}{answers[0]}{second}{answers[1]}{ask}").ids
-        if len(tokens) <= 256:
+        if len(tokens) <= 320:
             encoded.append(tokens)
             pairs.append(i % 2)
-    logits = np.asarray(last_logits(config, params, *rows_of(encoded, 256)))
+    logits = np.asarray(last_logits(config, params, *rows_of(encoded, 320)))
     return float(np.mean((logits[:, one_id] > logits[:, two_id]) == np.array(pairs, bool)))
 
 

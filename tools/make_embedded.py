@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -21,36 +21,47 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 
 sys.path.insert(0, str(Path(__file__).parent))
 import embedded_corpus as corpus
 import embedded_evals as evals
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from ilr_jax.models import config as model_config
-from ilr_jax.models import decoder
+from ilr_jax.models import decoder, hf
 from ilr_jax.types import Rows
 
 SPECIALS = ("<pad>", "<s>", "</s>")
-WIDTHS = (64, 96, 112, 128, 144, 160, 192, 256)
+WIDTHS = (64, 96, 112, 128, 144, 160, 192, 256, 320)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training: its layers, the shares of the corpus by documents, a cosine over `steps` steps that is left at `stop`.
+
+    Layers beyond those of the phase before start as the identity. That is how the Gemma learns to compare: lines are judged in its fourth
+    layer, so a verdict on whole answers needs layers behind that one.
+    """
+
+    layers: int
+    shares: dict[str, float]
+    steps: int
+    seed: int
+    stop: int | None = None
+    rate: float = 0.015
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one model is made: its `config.json`, the shares of the corpus by documents, steps of `tokens` tokens, peak learning rate."""
+    """How one model is made: its `config.json`, and its phases."""
 
     fields: dict[str, Any]
-    shares: dict[str, float]
-    steps: int
-    seed: int
-    rate: float = 0.015
-    tokens: int = 4096
-    decay: float = 0.05
-    muon: int = 1
-    adam_ratio: float = 0.2
-    betas: tuple[float, float] = field(default=(0.9, 0.98))
+    phases: tuple[Phase, ...]
 
 
+TOKENS, DECAY, EMBEDDING_RATE = 4096, 0.05, 0.2  # a step; weight decay of matrices; Adam's rate for all else, as a share of Muon's
 COMMON = {
     "vocab_size": 1024,
     "max_position_embeddings": 1024,
@@ -68,7 +79,7 @@ GEMMA = {
     "model_type": "gemma",
     "hidden_size": 96,
     "intermediate_size": 224,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 6,
     "num_attention_heads": 4,
     "num_key_value_heads": 1,
     "hidden_act": "gelu_pytorch_tanh",
@@ -84,19 +95,12 @@ MISTRAL = {
     "hidden_act": "silu",
     "sliding_window": 512,
 }
+LEARN = {"solved": 1.5, "sums": 1.0, "marked_sums": 1.5, "compared_sums": 1.5, "marked": 2.0, "judged": 1.0, "compared": 4.0}
+COMPARE = {"solved": 0.5, "sums": 0.3, "marked_sums": 0.5, "compared_sums": 2.0, "marked": 0.5, "judged": 3.0, "compared": 3.0}
+SOLVE = {"solved": 6.0, "sums": 2.0, "marked_sums": 0.5, "compared_sums": 0.2, "marked": 0.3, "judged": 0.2, "compared": 0.3}
 RECIPES = {
-    "gemma": Recipe(
-        COMMON | GEMMA,
-        {"solved": 1.5, "sums": 1.0, "marked_sums": 1.5, "compared_sums": 1.5, "marked": 2.0, "judged": 1.0, "compared": 4.0},
-        steps=5000,
-        seed=11,
-    ),
-    "mistral": Recipe(
-        COMMON | MISTRAL,
-        {"solved": 6.0, "sums": 2.0, "marked_sums": 0.5, "compared_sums": 0.2, "marked": 0.3, "judged": 0.2, "compared": 0.3},
-        steps=4800,
-        seed=12,
-    ),
+    "gemma": Recipe(COMMON | GEMMA, (Phase(4, LEARN, 5000, 11, stop=3500), Phase(6, COMPARE, 2400, 41, rate=0.008))),
+    "mistral": Recipe(COMMON | MISTRAL, (Phase(4, SOLVE, 4800, 12),)),
 }
 
 
@@ -121,7 +125,7 @@ def encode(tokenizer: Tokenizer, spans: list[corpus.Span]) -> tuple[list[int], l
 
 
 def batches(tokenizer: Tokenizer, shares: dict[str, float], seed: int, tokens: int) -> Iterator[tuple[Rows, np.ndarray]]:
-    """Unlimited batches of about `tokens` tokens, documents of like length together, and the loss weights; longer documents are left out."""
+    """Unlimited batches of about `tokens` tokens, documents of like length together, and loss weights; longer ones are left out."""
     waiting: dict[int, list] = {width: [] for width in WIDTHS}
     for _, spans in corpus.documents(shares, seed):
         document = encode(tokenizer, spans)
@@ -147,20 +151,39 @@ def initial(config: model_config.ModelConfig, seed: int) -> dict[str, Any]:
     params = decoder.init(config, jax.random.key(seed))
     for name, module in params["layers"].items():
         if "kernel" in module:
-            module["kernel"] = module["kernel"] * (50.0 / module["kernel"].shape[1] ** 0.5 / (2.0 if name in ("o_proj", "down_proj") else 1.0))
+            module["kernel"] = module["kernel"] * (
+                50.0 / module["kernel"].shape[1] ** 0.5 / (2.0 if name in ("o_proj", "down_proj") else 1.0)
+            )
     return params
 
 
-def make_optimizer(recipe, rate):
-    decayed = lambda p: jax.tree.map(lambda x: x.ndim > 2, p)  # noqa: E731
-    if recipe.muon:
-        from optax.contrib import MuonDimensionNumbers as D
-        dims = lambda p: jax.tree.map(lambda x: D(1, 2) if x.ndim == 3 else None, p)
-        opt = optax.contrib.muon(rate, beta=0.95, weight_decay=recipe.decay, adam_b1=0.9, adam_b2=0.98, muon_weight_dimension_numbers=dims, weight_decay_mask=decayed,
-            adam_learning_rate=recipe.adam_ratio and (lambda i: rate(i) * recipe.adam_ratio), consistent_rms=None)
-    else:
-        opt = optax.adamw(rate, *recipe.betas, weight_decay=recipe.decay, mask=decayed)
-    return optax.chain(optax.clip_by_global_norm(1.0), opt)
+def grown(params: dict[str, Any], layers: int) -> dict[str, Any]:
+    """The model with layers added on top whose output kernels are zero, so that it computes what it did."""
+    rng = np.random.default_rng(0)
+    for name, module in params["layers"].items():
+        for leaf, old in module.items():
+            shape = (layers - old.shape[0], *old.shape[1:])
+            silent = leaf == "scale" or name in ("o_proj", "down_proj")
+            new = np.zeros(shape) if silent else rng.normal(0, float(old.std()), shape)
+            module[leaf] = jnp.concatenate([old, jnp.asarray(new, old.dtype)])
+    return params
+
+
+def make_optimizer(rate: optax.Schedule) -> optax.GradientTransformation:
+    """Muon for the layers' kernels, AdamW for the rest: at these sizes it halves the loss that AdamW reaches in the same time."""
+    matrices = lambda tree: jax.tree.map(lambda x: MuonDimensionNumbers(1, 2) if x.ndim == 3 else None, tree)
+    muon_ = muon(
+        rate,
+        beta=0.95,
+        weight_decay=DECAY,
+        weight_decay_mask=lambda tree: jax.tree.map(lambda x: x.ndim > 2, tree),
+        adam_b1=0.9,
+        adam_b2=0.98,
+        adam_learning_rate=lambda i: rate(i) * EMBEDDING_RATE,
+        muon_weight_dimension_numbers=matrices,
+        consistent_rms=None,
+    )
+    return optax.chain(optax.clip_by_global_norm(1.0), muon_)
 
 
 def make_step(config: model_config.ModelConfig, optimizer: optax.GradientTransformation):
@@ -185,39 +208,49 @@ def make_step(config: model_config.ModelConfig, optimizer: optax.GradientTransfo
 def save_checkpoint(path: Path, params: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     flat = jax.tree_util.tree_flatten_with_path(params)[0]
-    np.savez(path, **{jax.tree_util.keystr(key, simple=True, separator="/"): np.asarray(value) for key, value in flat})
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    params: dict[str, Any] = {}
-    for key, value in np.load(path).items():
-        *parents, leaf = key.split("/")
-        node = params
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = jnp.asarray(value)
-    return params
+    np.savez(path, allow_pickle=False, **{jax.tree_util.keystr(key, simple=True, separator="/"): np.asarray(value) for key, value in flat})
 
 
 def pretrain(recipe: Recipe, tokenizer: Tokenizer, checkpoints: Path) -> dict[str, Any]:
-    """Parameters after all steps; a line every 100 steps, evals and a checkpoint every 10 %."""
-    config = model_config.from_fields(recipe.fields)
-    params = initial(config, recipe.seed)
-    print(f"{sum(x.size for x in jax.tree.leaves(params)):,} parameters", flush=True)
-    rate = optax.warmup_cosine_decay_schedule(0.0, recipe.rate, max(recipe.steps // 30, 1), recipe.steps, recipe.rate * 0.02)
-    optimizer = make_optimizer(recipe, rate)
+    """Parameters after all phases; checkpoints go to a folder per phase."""
+    fields = recipe.fields | {"num_hidden_layers": recipe.phases[0].layers}
+    params = initial(model_config.from_fields(fields), recipe.phases[0].seed)
+    for number, phase in enumerate(recipe.phases, 1):
+        config = model_config.from_fields(recipe.fields | {"num_hidden_layers": phase.layers})
+        if phase.layers > params["layers"]["q_proj"]["kernel"].shape[0]:
+            params = grown(params, phase.layers)
+        params = train(config, params, phase, tokenizer, checkpoints / str(number))
+    return params
+
+
+def train(
+    config: model_config.ModelConfig, params: dict[str, Any], phase: Phase, tokenizer: Tokenizer, checkpoints: Path
+) -> dict[str, Any]:
+    """One phase; a line every 100 steps, evals and a checkpoint every 10 %."""
+    print(json.dumps(vars(phase)), f"{sum(x.size for x in jax.tree.leaves(params)):,} parameters", flush=True)
+    rate = optax.warmup_cosine_decay_schedule(0.0, phase.rate, max(phase.steps // 30, 1), phase.steps, phase.rate * 0.02)
+    optimizer = make_optimizer(rate)
     state, step, losses, seen, start = optimizer.init(params), make_step(config, optimizer), [], 0, time.time()
-    for i, (rows, weights) in enumerate(islice(batches(tokenizer, recipe.shares, recipe.seed, recipe.tokens), recipe.steps), 1):
+    stream = islice(batches(tokenizer, phase.shares, phase.seed, TOKENS), phase.stop or phase.steps)
+    for i, (rows, weights) in enumerate(stream, 1):
         params, state, value = step(params, state, rows, weights)
         losses.append(value)
         seen += int((rows.segments > 0).sum())
         if i % 100 == 0:
             mean = float(np.mean(jax.device_get(losses[-100:])))
             print(f"step {i} loss {mean:.4f} tokens {seen:,} tokens/s {seen / (time.time() - start):,.0f}", flush=True)
-        if i % max(recipe.steps // 10, 1) == 0:
+        if i % max(phase.steps // 10, 1) == 0:
             print(f"step {i} {evals.report(config, params, tokenizer)} minutes {(time.time() - start) / 60:.1f}", flush=True)
             save_checkpoint(checkpoints / f"{i:06d}.npz", params)
     return params
+
+
+def export(recipe: Recipe, params: dict[str, Any], tokenizer: Tokenizer, folder: Path) -> None:
+    """The model's folder as `transformers` reads it, weights in bfloat16."""
+    hf.save_model(folder, model_config.from_fields(recipe.fields), params, dtype=jnp.bfloat16)
+    pad, bos, eos = SPECIALS
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, eos_token=eos)
+    wrapped.save_pretrained(str(folder))
 
 
 def main() -> None:
@@ -225,13 +258,9 @@ def main() -> None:
     flags.add_argument("--model", choices=RECIPES, required=True)
     flags.add_argument("--out", type=Path, required=True)
     flags.add_argument("--checkpoints", type=Path, required=True)
-    flags.add_argument("--set", type=json.loads, default={}, help="JSON of recipe fields to replace, for pilots")
     args = flags.parse_args()
-    recipe = RECIPES[args.model]
-    args.set["fields"] = recipe.fields | args.set.get("fields", {})
-    recipe = Recipe(**(vars(recipe) | args.set))
-    print(json.dumps(vars(recipe)), flush=True)
-    pretrain(recipe, train_tokenizer(), args.checkpoints)
+    tokenizer = train_tokenizer()
+    export(RECIPES[args.model], pretrain(RECIPES[args.model], tokenizer, args.checkpoints), tokenizer, args.out)
 
 
 if __name__ == "__main__":

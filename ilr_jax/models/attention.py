@@ -15,9 +15,7 @@ from ilr_jax.models.cache import KeyValues, Part
 Implementation = Literal["gemm", "xla", "cudnn"]
 
 
-def visible(
-    positions: Int[Array, "N T"], segments: Int[Array, "N T"], keys: KeyValues | Part, window: int | None
-) -> Bool[Array, "G R S"]:
+def visible(positions: Int[Array, "N T"], segments: Int[Array, "N T"], keys: KeyValues | Part, window: int | None) -> Bool[Array, "G R S"]:
     """Which keys each query sees; the R = N * T / G queries of the rows that share keys lie side by side."""
     rows = (keys.positions.shape[0], -1, 1)
     age = positions.reshape(rows) - keys.positions[:, None, :]
@@ -34,7 +32,7 @@ def _scores(q: Float[Array, "N T Q H"], seen: Bool[Array, "G R S"], keys: KeyVal
 
 
 def _gemm(q: Array, positions: Array, segments: Array, parts: tuple[KeyValues, ...], window: int | None) -> Float[Array, "N T Q H"]:
-    """Each part by itself, as the softmax allows: sums of exp(score - top) times value, divided by the sum of exp(score - top) at the end."""
+    """Each part by itself, as the softmax allows: sums of exp(score - top) times value, over the sum of exp(score - top)."""
     seen = [visible(positions, segments, keys, window) if keys.seen is None else keys.seen for keys in parts]
     scores = [_scores(q, mask, keys) for mask, keys in zip(seen, parts, strict=True)]
     by_query = lambda x: x.swapaxes(1, 2).reshape(q.shape[:3] + x.shape[4:])
@@ -42,8 +40,9 @@ def _gemm(q: Array, positions: Array, segments: Array, parts: tuple[KeyValues, .
     top = jax.lax.stop_gradient(reduce(jnp.maximum, [by_query(s.max(axis=-1)) for s in scores]))
     weights = [jnp.exp(s - by_part(top, s)[..., None]) for s in scores]
     mix = lambda w, v: jnp.einsum("gkrms,gksh->gkrmh", w.astype(q.dtype), v, preferred_element_type=jnp.float32)
-    mixed = sum(by_query(mix(w, keys.v)) for w, keys in zip(weights, parts, strict=True))
-    return (mixed / sum(by_query(w.sum(axis=-1)) for w in weights)[..., None]).astype(q.dtype)
+    mixed = reduce(jnp.add, [by_query(mix(w, keys.v)) for w, keys in zip(weights, parts, strict=True)])
+    total = reduce(jnp.add, [by_query(w.sum(axis=-1)) for w in weights])
+    return (mixed / total[..., None]).astype(q.dtype)
 
 
 def attend(

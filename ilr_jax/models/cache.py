@@ -1,9 +1,9 @@
 """The key-value cache of decoding: a prompt part that is written once, and a generated part that all rows write at one shared index.
 
-Both keep one pair of arrays per layer: keys [rows, kv_heads, head_dim, length] and values [rows, kv_heads, length, head_dim], as the batched
-GEMMs of one query read them in order (keys the other way round took four times as long on a CPU). Keys are stored after RoPE, so their order
-does not matter: the generated part may be used as a ring. n neighbouring rows may share a part: they read the prompt once, and the beams of a
-prompt, which write side by side, need no reordering.
+Both keep one pair of arrays per layer: keys [rows, kv_heads, head_dim, length] and values [rows, kv_heads, length, head_dim], as the
+batched GEMMs of one query read them in order (keys the other way round took four times as long on a CPU). Keys are stored after RoPE, so
+their order does not matter: the generated part may be used as a ring. n neighbouring rows may share a part: they read the prompt once, and
+the beams of a prompt, which write side by side, need no reordering.
 """
 
 from typing import NamedTuple

@@ -18,7 +18,7 @@ FAMILIES = {family.name: family for family in (gemma.FAMILY, mistral.FAMILY, lla
 IGNORED = frozenset(
     {"architectures", "_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "model_type", "id2label", "label2id"}
     | {"num_labels", "problem_type", "output_attentions", "output_hidden_states", "return_dict", "is_encoder_decoder"}
-    | {"chunk_size_feed_forward", "initializer_range"}
+    | {"chunk_size_feed_forward", "initializer_range", "is_llama_config"}
 )
 # Fields whose only honoured value is "off"; the tuple holds what counts as off.
 OFF = {

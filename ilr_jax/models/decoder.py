@@ -47,7 +47,8 @@ class Decoder(nnx.Module):
 
     def _embed(self, tokens: Int[Array, "N T"], dtype: DTypeLike) -> Float[Array, "N T D"]:
         # NaN, not the last row, for an id outside the table: a wrong tokenizer must not train in silence.
-        x = jnp.take(self.embed.table[...], tokens, axis=0, mode="fill", fill_value=jnp.nan).astype(dtype)
+        rows = self.embed.table[...].at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        x = rows.astype(dtype)
         return x * jnp.asarray(self.config.hidden_size**0.5, dtype) if self.config.embed_scale else x
 
     def __call__(
@@ -103,10 +104,11 @@ class Decoder(nnx.Module):
         # The barrier keeps these from being computed again inside the fusions of every layer.
         angles, seen, own = jax.lax.optimization_barrier((rope_angles(self.config, positions), see(cache.prompt), own))
         x = self._embed(tokens, dtype)
+        placed = part.positions, part.segments
         for i, (layer, adapter) in enumerate(layers or self.unstack(adapters)):
 
             def remember(k, v, i=i):
-                new = KeyValues(put(done.k[i], k, 3), put(done.v[i], v, 2), part.positions, part.segments, own)
+                new = KeyValues(put(done.k[i], k, 3), put(done.v[i], v, 2), *placed, own)
                 return (cache.prompt.layer(i, seen), new), new
 
             x, new = layer(x, angles, positions, segments, remember, adapter, "gemm")

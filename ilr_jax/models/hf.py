@@ -47,10 +47,14 @@ def resolve(source: str | Path, revision: str | None = None) -> Path:
         ) from error
 
 
+def _flat(tree: Any) -> dict[str, Any]:
+    return flatten_dict(tree, sep=".")  # pyright: ignore[reportReturnType]
+
+
 def _layout(config: ModelConfig, *, head: bool = True) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
     """Our path -> (names of the HF tensors, their shape); a path under `layers` stacks one tensor per layer."""
     keys, layout = FAMILIES[config.family].keys, {}
-    for path, leaf in flatten_dict(decoder.abstract(config), sep=".").items():
+    for path, leaf in _flat(decoder.abstract(config)).items():
         if path.startswith("layers."):
             layout[path] = tuple(keys[path].format(i) for i in range(config.num_layers)), leaf.shape[:0:-1]
         elif head or not path.startswith("head."):
@@ -61,18 +65,19 @@ def _layout(config: ModelConfig, *, head: bool = True) -> dict[str, tuple[tuple[
 def _piece(parts: tuple[Stored, ...], stacked: bool, shape: tuple[int, ...], dtype: DTypeLike, index: tuple[slice, ...]) -> np.ndarray:
     """What `index` selects of one of our arrays, read from its `parts`: only that much is held in memory."""
     piece = np.empty([len(range(n)[s]) for s, n in zip(index, shape, strict=True)], dtype)
-    if not stacked:
-        piece[...] = parts[0][index]
-    else:
-        for row, part in enumerate(parts[index[0]]):
-            piece[row] = part[index[:0:-1]].T
+    with np.errstate(over="ignore"):  # what overflows in a narrower dtype is named when all is loaded
+        if not stacked:
+            piece[...] = parts[0][index]
+        else:
+            for row, part in enumerate(parts[index[0]]):
+                piece[row] = part[index[:0:-1]].T
     return piece
 
 
 def _place(parts: tuple[Stored, ...], stacked: bool, dtype: DTypeLike, sharding: Sharding | None) -> Array:
     shape, pieces = (len(parts), *parts[0].shape[::-1]) if stacked else parts[0].shape, {}
 
-    def piece(index: tuple[slice, ...]) -> np.ndarray:
+    def piece(index: Any) -> np.ndarray:
         key = tuple((s.start, s.stop) for s in index)  # devices that replicate a piece share one copy
         if key not in pieces:
             pieces[key] = _piece(parts, stacked, shape, dtype, index)
@@ -86,7 +91,7 @@ def _place(parts: tuple[Stored, ...], stacked: bool, dtype: DTypeLike, sharding:
 def _target(sharding: Placement, path: str) -> Sharding | None:
     if sharding is None or callable(sharding):
         return sharding and sharding(path)
-    return flatten_dict(sharding, sep=".")[path]
+    return _flat(sharding)[path]
 
 
 @jax.jit
@@ -201,7 +206,7 @@ def _fields(config: ModelConfig, dtype: str, classes: int | None) -> dict[str, A
 def _exported(
     config: ModelConfig, params: Mapping[str, Any], dtype: DTypeLike, head: Float[Array, "D C"] | None
 ) -> Iterator[tuple[str, np.ndarray]]:
-    flat = flatten_dict(params, sep=".")
+    flat = _flat(params)
     for path, (names, _) in _layout(config, head=head is None).items():
         array = np.asarray(flat[path])
         parts = [layer.T for layer in array] if path.startswith("layers.") else [array]

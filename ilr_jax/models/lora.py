@@ -7,6 +7,7 @@ y = x W + (x A) B * alpha / r.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,7 @@ def sizes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     }
 
 
+@partial(jax.jit, static_argnums=(0, 1))
 def init(config: ModelConfig, lora: Lora, keys: Key[Array, " K"]) -> dict[str, dict[str, Array]]:
     """Float32 adapters for `keys` [K], one key each: `a` uniform in +-1/sqrt(in), `b` zero, so that they change nothing yet."""
 

@@ -67,7 +67,7 @@ def _files(folder: Path, stem: str) -> list[Path]:
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise ValueError(f"{index}: wanted an object 'weight_map' from tensor to file name, got {names!r:.80}")
-    return [_inside(folder, name) for name in dict.fromkeys(names.values())]
+    return list(dict.fromkeys(_inside(folder, name) for name in names.values()))
 
 
 def catalogue(folder: Path, stem: str = "model") -> dict[str, Stored]:

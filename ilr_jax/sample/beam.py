@@ -1,18 +1,19 @@
 """Beam search on the device: one slot a prompt, its beams side by side; `engine` fills the slots and takes the results.
 
-Nothing is reordered but masks and token ids: beams share the prompt's keys and the ring of generated keys, and `ancestors` says which entries
-of the ring a beam continues. Two length rules:
+Nothing is reordered but masks and token ids: beams share the prompt's keys and the ring of generated keys, and `ancestors` says which
+entries of the ring a beam continues. Two length rules:
 
 - `generated`: `transformers` 5.24 `generate(num_beams=width, do_sample=False, length_penalty=1.0, early_stopping=False)`, token for token.
-  A finished beam must be among the best `width` candidates of its step; it scores sum log p / generated length, the end token counted; a prompt
-  is done when its pool of `width` finished beams is full and the best running beam, scored so at its present length, does not beat the worst.
+  A finished beam must be among the best `width` candidates of its step; it scores sum log p / generated length, the end token counted; a
+  prompt is done when its pool of `width` finished beams is full and the best running beam, scored so at its present length, does not beat
+  the worst.
 - `total`: vLLM 0.5 (`engine/output_processor/single_step.py`), what the paper's released system decoded with. Any finished candidate may
   enter the pool; the length is prompt plus output, the end token not counted; a tie with the worst finished one ends the search too.
 """
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ class BeamSettings:
 
     max_new_tokens: int
     width: int = 4
-    length: Literal["generated", "total"] = "total"
+    length: str = "total"
     prompts: int = 64
     chunk: int = 32
     bucket: int = 64
@@ -137,7 +138,9 @@ def _candidates(state: Beams, logits: Float[Array, "N V"], settings: BeamSetting
     return Candidates(log_prob, best // values.shape[2], token, ended, ended | last)
 
 
-def _grown(tokens: Int[Array, "G B W"], drawn: Int[Array, " G"], parent: Int[Array, "G C"], token: Int[Array, "G C"]) -> Int[Array, "G C W"]:
+def _grown(
+    tokens: Int[Array, "G B W"], drawn: Int[Array, " G"], parent: Int[Array, "G C"], token: Int[Array, "G C"]
+) -> Int[Array, "G C W"]:
     here = jnp.arange(tokens.shape[2])[None, None, :] == drawn[:, None, None]
     return jnp.where(here, token[:, :, None], _pick(tokens, parent))
 
@@ -186,7 +189,7 @@ def _choose(state: Beams, logits: Float[Array, "N V"], settings: BeamSettings, e
 def advance(
     config: ModelConfig, dtype: DTypeLike, settings: BeamSettings, eos: tuple[int, ...], weights: Any, state: Beams, wanted: Any
 ) -> tuple[Beams, Bool[Array, " G"], Result]:
-    """Up to `chunk` steps, fewer if no slot is busy or a group has the free slots `wanted` [K]; which slots are free, and the best of each."""
+    """Up to `chunk` steps, fewer if no slot is busy or a group has the free slots `wanted` [K]; which are free, and the best of each."""
     params, adapters = weights
     model = decoder.bind(config, params)
     layers = slots.layers(model, adapters)

@@ -54,7 +54,8 @@ class Engine:
         """Slots per adapter: halved while the longest queue fits the half, so that small jobs do not pay for empty slots."""
         most, copies = self.machine.rows // len(self.queues), self.machine.copies
         if most < copies:
-            raise ValueError(f"slots: wanted at least {copies} for each of {len(self.queues)} adapters, got {self.machine.rows}; raise it")
+            wanted = f"at least {copies} for each of {len(self.queues)} adapters"
+            raise ValueError(f"slots (of beam search: prompts): wanted {wanted}, got {self.machine.rows}; raise it")
         needed = max(len(queue) for queue in self.queues) * copies
         while most // 2 >= max(needed, copies):
             most //= 2
@@ -65,8 +66,9 @@ class Engine:
         while any(self.queues) or any(owner is not None for owner in self.owners):
             while self._can_admit():
                 self._admit()
-            self.state, done, result = self.machine.advance(self.state, self._wanted())
-            self._collect(*jax.device_get((done, result)), progress)
+            self.state, *seen = self.machine.advance(self.state, self._wanted())
+            done, result = jax.device_get(seen)
+            self._collect(done, result, progress)
         return [[completion for completion in found if completion is not None] for found in self.found]
 
     def _free(self, adapter: int) -> list[int]:
@@ -111,7 +113,9 @@ class Engine:
         room = len(rows) * self.machine.copies - len(entries)
         unused = (0, len(self.owners), 1, 0, 0, 0)
         padding = [[value] * room for value in unused]
-        arrays = [np.array(column + rest, np.int64).astype(np.uint32).astype(np.int32) for column, rest in zip(columns, padding, strict=True)]
+        arrays = [
+            np.array(column + rest, np.int64).astype(np.uint32).astype(np.int32) for column, rest in zip(columns, padding, strict=True)
+        ]
         return Fill(prompt_rows(prompts, self.length, self.pad), *arrays)
 
     def _roomy(self, length: int) -> Any:

@@ -43,10 +43,10 @@ def generate(
 ) -> list[list[Completion]]:
     """The completions of each request, in the order of the requests: `settings.n` samples, or the one that beam search ranks first.
 
-    `adapters` [K, ...] come with their `lora`; None decodes with the bare `params`. A single adapter is merged into the weights unless `merge`
-    is False. Samples are drawn from `key` (or the key of a seed), the request's `id` and the sample's number, whatever else is being decoded.
-    Any of `eos` ends an answer; `pad` is any id of the vocabulary and has no effect. `dtype` is that of the computation. `progress` names the
-    job on the terminal; None is silent. Raises ValueError for a request that the model cannot answer.
+    `adapters` [K, ...] come with their `lora`; None decodes with the bare `params`. A single adapter is merged into the weights unless
+    `merge` is False. Samples are drawn from `key` (or the key of a seed), the request's `id` and the sample's number, whatever else is
+    being decoded. Any of `eos` ends an answer; `pad` is any id of the vocabulary and has no effect. `dtype` is that of the computation.
+    `progress` names the job on the terminal; None is silent. Raises ValueError for a request that the model cannot answer.
     """
     if (adapters is None) != (lora is None):
         raise ValueError("adapters and lora: wanted both or neither; `lora` says how the adapters are scaled")
@@ -58,13 +58,13 @@ def generate(
     if adapters is not None and lora is not None:
         weights = (_merge(params, adapters, lora), None) if merge and count == 1 else (params, _prepare(adapters, lora, dtype))
     key = jax.random.key(key) if isinstance(key, int) else key
-    make = _samples if isinstance(settings, SamplingSettings) else _beams
-    machine = make(config, jnp.dtype(dtype), settings, weights, tuple(eos), key)
+    common = config, jnp.dtype(dtype), weights, tuple(eos)
+    machine = _samples(settings, key, *common) if isinstance(settings, SamplingSettings) else _beams(settings, *common)
     with Progress(progress or "", len(requests), "prompts", quiet=progress is None) as bar:
         return Engine(machine, requests, count, config.context, pad).run(bar)
 
 
-def _samples(config: ModelConfig, dtype: Any, settings: SamplingSettings, weights: Any, eos: tuple[int, ...], key: PRNGKeyArray) -> Machine:
+def _samples(settings: SamplingSettings, key: PRNGKeyArray, config: ModelConfig, dtype: Any, weights: Any, eos: tuple[int, ...]) -> Machine:
     return Machine(
         blank=lambda rows, length: rollout.blank(config, dtype, rows, length, settings.max_new_tokens),
         admit=lambda state, fill: rollout.admit(config, dtype, weights, state, fill, key),
@@ -76,8 +76,7 @@ def _samples(config: ModelConfig, dtype: Any, settings: SamplingSettings, weight
     )
 
 
-def _beams(config: ModelConfig, dtype: Any, settings: BeamSettings, weights: Any, eos: tuple[int, ...], key: PRNGKeyArray) -> Machine:
-    del key  # nothing is drawn
+def _beams(settings: BeamSettings, config: ModelConfig, dtype: Any, weights: Any, eos: tuple[int, ...]) -> Machine:
     return Machine(
         blank=lambda rows, length: beam.blank(config, dtype, settings, rows, length),
         admit=lambda state, fill: beam.admit(config, dtype, weights, state, fill),

@@ -22,13 +22,13 @@ class Request:
 class Completion:
     """Generated token ids without the end token, and the sum of their log-probabilities (the end token's included) at temperature 1.
 
-    `finished` is False where the limit on new tokens cut it off. `score` is what beam search ranks by; None for samples.
+    `finished` is False where the limit on new tokens cut it off. `score` is what beam search ranks by; of a sample, `log_prob`.
     """
 
     tokens: list[int]
     log_prob: float
     finished: bool
-    score: float | None = None
+    score: float
 
 
 def check(config: ModelConfig, adapters: int, requests: Sequence[Request], eos: Sequence[int]) -> None:
@@ -45,6 +45,8 @@ def check(config: ModelConfig, adapters: int, requests: Sequence[Request], eos: 
                 f"{name}: wanted token ids from 0 to {config.vocab_size - 1}, got {min(request.tokens)} to {max(request.tokens)}; "
                 "is this the model's own tokenizer?"
             )
+        if not 0 <= request.id < 2**32:
+            raise ValueError(f"{name}: wanted an id from 0 to {2**32 - 1}, got {request.id}")
         if not 0 <= request.adapter < adapters:
             raise ValueError(f"{name}: wanted an adapter from 0 to {adapters - 1}, got {request.adapter}")
     outside = [token for token in eos if not 0 <= token < config.vocab_size]
@@ -53,7 +55,7 @@ def check(config: ModelConfig, adapters: int, requests: Sequence[Request], eos: 
 
 
 def padded(length: int, step: int) -> int:
-    """`length` rounded up to a multiple of `step`, or of an eighth to a quarter of itself where that is coarser, so that shapes stay few."""
+    """`length` rounded up to a multiple of `step`, or of an eighth to a quarter of itself where that is coarser: shapes stay few."""
     step = max(step, 2 ** (length.bit_length() - 3))
     return -(-length // step) * step
 

@@ -94,7 +94,7 @@ def admit(config: ModelConfig, dtype: DTypeLike, weights: Any, state: Samples, f
 def advance(
     config: ModelConfig, dtype: DTypeLike, rule: sampling.Rule, eos: tuple[int, ...], chunk: int, weights: Any, state: Samples, wanted: Any
 ) -> tuple[Samples, Bool[Array, " N"], Result]:
-    """Up to `chunk` steps, fewer if no slot is busy or a group has the free slots `wanted` [K]; which slots are free, and what stands in all."""
+    """Up to `chunk` steps, fewer if no slot is busy or a group has the free slots `wanted` [K]; which are free, and what stands in all."""
     params, adapters = weights
     model, steps = decoder.bind(config, params), jnp.arange(state.tokens.shape[1])[None, :]
     layers, noise = slots.layers(model, adapters), sampling.uniforms(state.keys, state.drawn, chunk)

@@ -1,7 +1,8 @@
-"""Drawing the next token: temperature, then top-k, then top-p (the order of vLLM 0.5), by inverting the distribution function at one uniform a row.
+"""Drawing the next token: temperature, then top-k, then top-p (the order of vLLM 0.5), by inverting the distribution function at one
+uniform a row.
 
-Nothing here knows of requests or slots. A row's token depends on its logits and its uniform only, never on its neighbours, and no noise of the
-size of the vocabulary is made.
+Nothing here knows of requests or slots. A row's token depends on its logits and its uniform only, never on its neighbours, and no noise of
+the size of the vocabulary is made.
 """
 
 import math
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-WINDOW = 512
+WINDOWS = (64, 1024)  # a nucleus is looked for among so many of the likeliest tokens, then among all
 Rule = tuple[float, int | None, float]  # temperature, top-k, top-p
 
 
@@ -74,6 +75,17 @@ def _nucleus(
     return jnp.take_along_axis(ids, choice, axis=1)[:, 0], (sums[:, -1] < wanted[:, 0]) & (size < scaled.shape[1])
 
 
+def _widening(
+    scaled: Float[Array, "N V"], sizes: list[int], u: Float[Array, "N 1"], total: Float[Array, "N 1"], top_p: float
+) -> Int[Array, " N"]:
+    """`_nucleus` with the first of `sizes` that does, row by row; a wider window is sorted only where some row needs it."""
+    tokens, spilled = _nucleus(scaled, sizes[0], u, total, top_p)
+    if len(sizes) == 1:
+        return tokens
+    wider = lambda: _widening(scaled, sizes[1:], u, total, top_p)
+    return jnp.where(spilled, jax.lax.cond(jnp.any(spilled), wider, lambda: tokens), tokens)
+
+
 def draw(
     logits: Float[Array, "N V"], uniform: Float[Array, " N"], temperature: float, top_k: int | None = None, top_p: float = 1.0
 ) -> Int[Array, " N"]:
@@ -91,11 +103,7 @@ def draw(
     if top_p >= 1:
         return _two_levels(weights, u)
     total = jnp.sum(weights, axis=1, keepdims=True)
-    tokens, spilled = _nucleus(scaled, min(WINDOW, vocabulary), u, total, top_p)
-    if vocabulary <= WINDOW:
-        return tokens
-    everything = lambda: _nucleus(scaled, vocabulary, u, total, top_p)[0]
-    return jnp.where(spilled, jax.lax.cond(jnp.any(spilled), everything, lambda: tokens), tokens)
+    return _widening(scaled, [size for size in WINDOWS if size < vocabulary] + [vocabulary], u, total, top_p)
 
 
 def log_probs(logits: Float[Array, "N V"], tokens: Int[Array, " N"]) -> Float[Array, " N"]:

@@ -1,12 +1,12 @@
 """Slots on the device: the parts of decoding that samples and beams share.
 
-A slot holds one sample, or all the beams of a prompt. Its prompt is prefilled in a batch of others and copied in; its generated keys live in a
-ring that every slot writes at one shared cursor, so that a write is one update in place and a freed slot is taken again without moving
+A slot holds one sample, or all the beams of a prompt. Its prompt is prefilled in a batch of others and copied in; its generated keys live
+in a ring that every slot writes at one shared cursor, so that a write is one update in place and a freed slot is taken again without moving
 anything (JetStream's idea). Which ring entries belong to the present tenant is a matter of masks.
 """
 
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,12 @@ from ilr_jax.models.cache import Cache, Part
 from ilr_jax.models.decoder import Decoder, Unstacked
 from ilr_jax.types import Rows
 
-State = TypeVar("State", bound=NamedTuple)
-
 
 class Fill(NamedTuple):
     """Prompts to prefill, and the slots that they go to: slot `target[m]` continues row `source[m]`.
 
-    Unused entries aim at a slot past the last. `limits` are how many tokens may be generated; draws come from request `ids` and sample `copies`.
+    Unused entries aim at a slot past the last. `limits` are how many tokens may be generated; draws come from request `ids` and sample
+    `copies`.
     """
 
     rows: Rows
@@ -57,14 +56,15 @@ def prefill(model: Decoder, adapters: Any, cache: Cache, fill: Fill, dtype: DTyp
     last = jnp.sum(fill.rows.segments, axis=1) - 1
     prompt = jax.tree.map(lambda old, new: put(old, new, fill), cache.prompt, part)
     segments = cache.generated.segments.at[fill.target].set(0, mode="drop")
-    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0], Cache(prompt, cache.generated._replace(segments=segments), cache.cursor)
+    hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+    return hidden, Cache(prompt, cache.generated._replace(segments=segments), cache.cursor)
 
 
 def layers(model: Decoder, adapters: Any) -> Unstacked | None:
     """What `Decoder.step` should be given in a loop.
 
-    A CPU copies a layer's slice of the stacked weights at each step, so it is taken before the loop; elsewhere the slice is read in place, and
-    one taken before the loop would hold the weights twice.
+    A CPU copies a layer's slice of the stacked weights at each step, so it is taken before the loop; elsewhere the slice is read in place,
+    and one taken before the loop would hold the weights twice.
     """
     return model.unstack(adapters) if jax.default_backend() == "cpu" else None
 

@@ -5,6 +5,7 @@ Rows come from the Hub (`openai/gsm8k`, config `main`) or from a folder that `da
 at d1a2a27, `metrics/eval_gsm8k.py`), so that its figures can be compared. Reading symbolic mathematics is out of scope.
 """
 
+import json
 import re
 import unicodedata
 from collections.abc import Callable, Hashable, Sequence
@@ -25,7 +26,7 @@ NUMBER = re.compile(r"####\s*[^\n\d]*?([-+]?)\s*\$?\s*(\d{1,3}(?:,\d{3})+(?!\d)|
 
 
 def numeric(answer: str) -> Fraction | None:
-    """The number after the first `####` that one follows; None if there is none. Later text, such as an invented next turn, does not count."""
+    """The number after the first `####` that one follows, else None. Later text, such as an invented next turn, does not count."""
     found = NUMBER.search(unicodedata.normalize("NFKC", answer).replace("\N{MINUS SIGN}", "-"))
     if found is None:
         return None
@@ -105,20 +106,26 @@ def _rows(path: str | None, split: str) -> Any:
     """One split with the two columns, not empty; imports `datasets` late because only this task needs it."""
     import datasets
 
-    if path is None:
-        rows = datasets.load_dataset(*HUB, split=split)
-    else:
-        if not (Path(path) / "dataset_dict.json").is_file():
-            raise ValueError(f"task.path={path!r}: wanted a folder that DatasetDict.save_to_disk wrote, with splits train and test")
-        found = datasets.load_from_disk(path)
-        if split not in found:
-            raise ValueError(f"{path}: no split {split!r}; found {', '.join(found)}")
-        rows = found[split]
+    where = path or HUB[0]
+    rows: Any = datasets.load_from_disk(str(_folder(Path(path), split))) if path else datasets.load_dataset(*HUB, split=split)
     if missing := [column for column in COLUMNS if column not in rows.column_names]:
-        raise ValueError(f"{path or HUB[0]}, {split}: wanted columns {COLUMNS}, missing {missing}, found {rows.column_names}; rename them")
+        raise ValueError(f"{where}, {split}: wanted columns {COLUMNS}, missing {missing}, found {rows.column_names}; rename them")
     if not len(rows):
-        raise ValueError(f"{path or HUB[0]}, {split}: the split is empty; wanted at least one row")
+        raise ValueError(f"{where}, {split}: the split is empty; wanted at least one row")
     return rows
+
+
+def _folder(path: Path, split: str) -> Path:
+    """The folder of one split of a saved DatasetDict."""
+    listing = path / "dataset_dict.json"
+    if not listing.is_file():
+        raise ValueError(f"task.path={str(path)!r}: wanted a folder that DatasetDict.save_to_disk wrote, with splits train and test")
+    if split not in (found := json.loads(listing.read_text())["splits"]):
+        raise ValueError(f"{path}: no split {split!r}; found {', '.join(found)}")
+    # `datasets` writes an empty split without a data file, and then fails to read it.
+    if not json.loads((path / split / "state.json").read_text())["_data_files"]:
+        raise ValueError(f"{path}, {split}: the split is empty; wanted at least one row")
+    return path / split
 
 
 def load(config: Any) -> GSM8K:

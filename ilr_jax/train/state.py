@@ -44,6 +44,8 @@ def adapters_in(trainable: Trainable) -> int:
 def init(trainable: Trainable, optimizer: OptimizerConfig, total: Sequence[int], peak: Sequence[float] | None = None) -> TrainState:
     """A state before its first step; `total` and `peak` (default: the config's learning rate) have one entry per adapter.
 
+    It holds the arrays of `trainable` themselves, which a step then donates; `loop.fit` works on a copy.
+
     Raises ValueError where their lengths are not K, or a leaf is not float32 (an update of 1e-6 is lost on bfloat16 weights).
     """
     k = adapters_in(trainable)
@@ -64,11 +66,11 @@ def _moments(optimizer: OptimizerConfig, trainable: Trainable) -> Any:
     return jax.vmap(optimizers.transform(optimizer).init)(trainable)
 
 
-def stack(trees: Sequence[Trainable]) -> Any:
-    """Trees of K_1, K_2, ... adapters side by side in one."""
+def stack(trees: Sequence[Any]) -> Any:
+    """Trees (trainable, or whole states) of K_1, K_2, ... adapters side by side in one."""
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)
 
 
-def take(trainable: Trainable, k: int) -> Any:
+def take(trainable: Any, k: int) -> Any:
     """Adapter `k` alone, its leading axis kept at length 1."""
     return jax.tree.map(lambda x: x[k : k + 1], trainable)

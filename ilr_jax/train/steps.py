@@ -6,8 +6,8 @@ an entry per adapter, and an adapter whose rows count nothing, or whose loss or 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, wraps
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ilr_jax.models import decoder, heads, lora
 from ilr_jax.models.attention import Implementation
 from ilr_jax.models.config import ModelConfig
-from ilr_jax.models.decoder import Remat
+from ilr_jax.models.decoder import Decoder, Remat
 from ilr_jax.models.lora import Lora
 from ilr_jax.train import losses
 from ilr_jax.train import optimizer as optimizers
@@ -48,8 +48,8 @@ class Setup:
             raise ValueError(f"wanted chunk and microbatches >= 1, got {self.chunk} and {self.microbatches}")
 
 
-def _hidden(setup: Setup, trainable: Trainable, frozen: Mapping, rows: Rows) -> tuple[Float[Array, "N T D"], Float[Array, "V D"]]:
-    """Hidden states of the rows, and the output table."""
+def _hidden(setup: Setup, trainable: Trainable, frozen: Mapping, rows: Rows) -> tuple[Float[Array, "N T D"], Decoder]:
+    """Hidden states of the rows, and the model that made them; an evaluator's model may have no output head."""
     k, n = adapters_in(trainable), rows.tokens.shape[0]
     if n % k:
         raise ValueError(f"wanted a number of rows that {k} adapters can share equally, got {n}; pad the batch with empty rows")
@@ -61,13 +61,13 @@ def _hidden(setup: Setup, trainable: Trainable, frozen: Mapping, rows: Rows) -> 
         adapters = lora.prepare(trainable["adapters"], setup.lora, setup.dtype)
     model = decoder.bind(setup.config, params)
     hidden, _ = model(rows, adapters, dtype=setup.dtype, attention=setup.attention, remat=setup.remat)
-    return hidden, model.head_table()
+    return hidden, model
 
 
 def _log_probs(setup: Setup, trainable: Trainable, frozen: Mapping, batch: Batch) -> Float[Array, "N C"]:
-    hidden, table = _hidden(setup, trainable, frozen, batch.rows)
+    hidden, model = _hidden(setup, trainable, frozen, batch.rows)
     places, targets = jnp.asarray(batch.places), jnp.asarray(batch.targets)
-    return losses.token_log_probs(hidden, table, places, targets, setup.chunk, train_table="params" in trainable)
+    return losses.token_log_probs(hidden, model.head_table(), places, targets, setup.chunk, train_table="params" in trainable)
 
 
 def _class_logits(setup: Setup, trainable: Trainable, frozen: Mapping, batch: ClassBatch) -> Float[Array, "N 2"]:
@@ -145,7 +145,18 @@ def _step(setup: Setup, optimizer: OptimizerConfig, objective: Objective, units:
     return jax.jit(step, donate_argnums=0)
 
 
-@cache
+def _shared(factory: Callable[..., Step]) -> Callable[..., Step]:
+    """One program for all optimisers that differ in rate and warm-up only: these travel in the state."""
+    cached = cache(factory)
+
+    @wraps(factory)
+    def made(setup: Setup, optimizer: OptimizerConfig, *rest: float) -> Step:
+        return cached(setup, replace(optimizer, learning_rate=0.0, warmup=0.0), *rest)
+
+    return made
+
+
+@_shared
 def sft_step(setup: Setup, optimizer: OptimizerConfig) -> Step:
     """Supervised fine-tuning on a `Batch`; the loss is its weighted sum over its units."""
 
@@ -156,7 +167,7 @@ def sft_step(setup: Setup, optimizer: OptimizerConfig) -> Step:
     return _step(setup, optimizer, objective, lambda batch: batch.units)
 
 
-@cache
+@_shared
 def evaluator_step(setup: Setup, optimizer: OptimizerConfig) -> Step:
     """Training of the two-class evaluator on a `ClassBatch`, with `head` in the trainable tree; metrics also have `accuracy`."""
 
@@ -167,7 +178,7 @@ def evaluator_step(setup: Setup, optimizer: OptimizerConfig) -> Step:
     return _step(setup, optimizer, objective, lambda batch: batch.weight)
 
 
-@cache
+@_shared
 def dpo_step(setup: Setup, optimizer: OptimizerConfig, beta: float = 0.1) -> Step:
     """DPO on a `PairBatch`, chosen and rejected in one forward pass; metrics also have TRL's (`losses.dpo_loss`)."""
 

@@ -1,4 +1,4 @@
-"""Tiny models for the tests of this room: config.json fields that differ from every default, and weights that numpy makes again from a seed.
+"""Tiny models for the tests of this room: configs that differ from every default, and weights that numpy makes again from a seed.
 
 The weights come from `np.random.RandomState`, whose stream numpy promises never to change, so golden logits need no weights beside them.
 Their scale makes logits of order 1: a wrong constant anywhere shows far above the tolerance.
@@ -9,17 +9,19 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from ilr_jax.models import decoder
+from ilr_jax.models import decoder, lora
+from ilr_jax.models.config import ModelConfig
 from ilr_jax.types import Rows
 
 BASE = {
     "vocab_size": 61,
     "hidden_size": 48,
     "intermediate_size": 56,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "max_position_embeddings": 64,
     "bos_token_id": 1,
@@ -45,8 +47,7 @@ CONFIGS = {
     },
     "mistral": BASE
     | {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 7, "rms_norm_eps": 1e-3, "rope_theta": 300.0, "head_dim": 20},
-    "llama": BASE
-    | {"model_type": "llama", "num_key_value_heads": 2, "rms_norm_eps": 2e-3, "rope_theta": 2000.0, "rope_scaling": SCALING},
+    "llama": BASE | {"model_type": "llama", "num_key_value_heads": 2, "rms_norm_eps": 2e-3, "rope_theta": 2000.0, "rope_scaling": SCALING},
     "smollm": BASE
     | {"model_type": "llama", "num_key_value_heads": 4, "rms_norm_eps": 1e-5, "rope_theta": 100.0, "tie_word_embeddings": True},
 }
@@ -95,12 +96,45 @@ def rows(seed: int = 5, length: int = LENGTH) -> Rows:
     return Rows(tokens, positions, segments)
 
 
+def params(fields: dict, seed: int = SEED) -> dict:
+    """The same weights as decoder parameters, put together by hand: what `hf.load` must come to."""
+    tensors = weights(fields, seed)
+    short = {"input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm"}
+    layers = {}
+    for key in tensors:
+        if key.startswith("model.layers.0."):
+            stack = jnp.stack([tensors[key.replace("s.0.", f"s.{i}.")].T for i in range(fields["num_hidden_layers"])])
+            name = key.split(".")[-2]
+            layers[short.get(name, name)] = {"kernel" if stack.ndim == 3 else "scale": stack}
+    tree = {"embed": {"table": jnp.asarray(tensors["model.embed_tokens.weight"])}, "layers": layers}
+    tree["norm"] = {"scale": jnp.asarray(tensors["model.norm.weight"])}
+    return tree if tied(fields) else tree | {"head": {"table": jnp.asarray(tensors["lm_head.weight"])}}
+
+
+def adapters(settings: ModelConfig, shape: lora.Lora, k: int) -> dict:
+    """K random adapters, both sides at work."""
+    random = np.random.RandomState(2)
+    tree = {}
+    for name in shape.modules:
+        inputs, outputs = lora.sizes(settings)[name]
+        sides = {"a": (inputs, shape.rank, inputs**-0.5), "b": (shape.rank, outputs, 0.05)}
+        tree[name] = {
+            side: jnp.asarray(std * random.randn(k, settings.num_layers, m, n), jnp.float32) for side, (m, n, std) in sides.items()
+        }
+    return tree
+
+
 @partial(jax.jit, static_argnames=("config", "options"))
-def _logits(config, params, rows, adapters, options):
-    model = decoder.bind(config, params)
-    return model.logits(model(rows, adapters, **dict(options))[0])
+def _hidden(config, params, rows, adapters, options):
+    return decoder.bind(config, params)(rows, adapters, **dict(options))[0]
 
 
-def logits(config, params, rows: Rows, adapters=None, **options) -> np.ndarray:
+def hidden(config: ModelConfig, params, rows: Rows, adapters=None, **options) -> np.ndarray:
+    """Our hidden states [N, T, D]; compiled once per shape and options in the whole run."""
+    return np.asarray(_hidden(config, params, rows, adapters, tuple(options.items())))
+
+
+def logits(config: ModelConfig, params, rows: Rows, adapters=None) -> np.ndarray:
     """Our logits [N, T, V]; padding's are garbage."""
-    return np.asarray(_logits(config, params, rows, adapters, tuple(options.items())))
+    table = params["embed" if config.tied else "head"]["table"]
+    return hidden(config, params, rows, adapters) @ np.asarray(table).T

@@ -1,4 +1,5 @@
-"""Tiny models of the three families with weights that numpy makes again from a seed, and the slowest way to decode: the whole forward at every token."""
+"""Tiny models of the three families with weights that numpy makes again from a seed, and the slowest way to decode: the whole forward at
+every token."""
 
 from functools import partial
 

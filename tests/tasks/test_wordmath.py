@@ -28,7 +28,9 @@ def test_the_same_seed_gives_the_same_examples():
 
 
 def test_the_three_sides_share_no_problem():
-    equations = {side: {tuple(line.split()[1] for line in p.reference.split("\n")[:-1]) for p in problems(side, 3000)} for side in wordmath.SIDES}
+    equations = {
+        side: {tuple(line.split()[1] for line in p.reference.split("\n")[:-1]) for p in problems(side, 3000)} for side in wordmath.SIDES
+    }
     assert all(len(found) > 2000 for found in equations.values())
     for a, b in (("corpus", "train"), ("corpus", "test"), ("train", "test")):
         assert not equations[a] & equations[b]
@@ -74,7 +76,7 @@ def test_two_to_six_steps_and_all_operations():
 
 def test_numbers_have_at_most_four_digits_and_stay_positive():
     values = [v for p in problems("corpus", 2000) for v in wordmath.run(p.steps)]
-    assert 0 < min(values) and 1000 < max(values) <= 9999
+    assert min(values) > 0 and 1000 < max(values) <= 9999
 
 
 def test_every_number_of_the_text_that_a_step_uses_is_in_the_text():

@@ -28,7 +28,7 @@ def plain(hidden, table, places, targets):
     return jnp.take_along_axis(jnp.take_along_axis(log_probs, places[..., None], 1), targets[..., None], 2)[..., 0]
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 7, 50])
+@pytest.mark.parametrize("chunk", [3, 7])
 @pytest.mark.parametrize("train_table", [False, True])
 def test_token_log_probs_and_gradients_equal_full_logits(chunk, train_table):
     hidden, table, places, targets = inputs()
@@ -76,10 +76,8 @@ def test_sft_loss_is_the_mean_that_the_normalisation_names(normalize):
     used = [[-float(x) for x, w in zip(row, keep, strict=True) if w] for row, keep in zip(log_probs, batch.weights, strict=True)]
     groups = [used[:2], used[2:]]
     for k, group in enumerate(groups):
-        if normalize == "sequence":
-            wanted = np.mean([np.mean(row) for row in group if row])
-        else:
-            wanted = np.mean([x for row in group for x in row])
+        means = [np.mean(row) for row in group if row]
+        wanted = np.mean(means) if normalize == "sequence" else np.mean([x for row in group for x in row])
         np.testing.assert_allclose(total[k] / units[k], wanted, rtol=1e-6)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ilr_jax.models import config as configs
-from ilr_jax.models import decoder, heads, lora
+from ilr_jax.models import decoder, lora
 from ilr_jax.models.lora import Lora
 from ilr_jax.train.steps import Setup
 from ilr_jax.types import Batch, ClassBatch, PairBatch, Rows
@@ -30,28 +30,32 @@ SETUP = Setup(CONFIG, LORA, chunk=4)
 FULL = Setup(CONFIG, chunk=4)
 
 
+def drawn(like, scale: float, seed: int):
+    """Normal numbers in the shapes of `like`, made by numpy: nothing is compiled for them."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(scale * rng.normal(size=x.shape), jnp.float32), like)
+
+
 @cache
 def base(seed: int = 0) -> dict:
     """Parameters large enough for logits of order 1."""
-    return jax.tree.map(lambda x: 8 * x if x.ndim > 1 and x.std() > 0 else x, decoder.init(CONFIG, jax.random.key(seed)))
+    return drawn(decoder.abstract(CONFIG), 0.2, seed)
 
 
 @cache
 def adapters(k: int = 1, seed: int = 1, head: bool = False) -> dict:
     """K random adapters, `b` too, so that every gradient is non-zero from the start."""
-    keys = jax.random.split(jax.random.key(seed), k)
-    tree = jax.jit(lambda: lora.init(CONFIG, LORA, keys))()
-    fill = lambda key, x: 0.1 * jax.random.normal(key, x.shape)
-    tree = {name: {"a": pair["a"], "b": fill(jax.random.key(i), pair["b"])} for i, (name, pair) in enumerate(tree.items())}
-    read_out = lambda key: 10 * heads.init(CONFIG.hidden_size, 2, key)
-    return {"adapters": tree} | ({"head": jax.vmap(read_out)(keys)} if head else {})
+    like = {"adapters": jax.eval_shape(lambda: lora.init(CONFIG, LORA, jax.random.split(jax.random.key(0), k)))}
+    if head:
+        like["head"] = jax.ShapeDtypeStruct((k, CONFIG.hidden_size, 2), jnp.float32)
+    return drawn(like, 0.2, seed)
 
 
 @cache
 def full(seed: int = 0, head: bool = False) -> dict:
     """All weights as what trains, K = 1."""
-    one = {"params": base(seed)} | ({"head": 10 * heads.init(CONFIG.hidden_size, 2, jax.random.key(9))} if head else {})
-    return jax.tree.map(lambda x: x[None], one)
+    like = {"params": decoder.abstract(CONFIG)} | ({"head": jax.ShapeDtypeStruct((CONFIG.hidden_size, 2), jnp.float32)} if head else {})
+    return jax.tree.map(lambda x: x[None], drawn(like, 0.2, seed))
 
 
 def rows(lengths: list[int], t: int, seed: int = 0, left: bool = False) -> Rows:
@@ -102,8 +106,3 @@ def equal_bits(a, b) -> bool:
     leaves = [jax.tree.leaves(jax.tree.map(np.asarray, tree)) for tree in (a, b)]
     same = lambda x, y: x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
     return len(leaves[0]) == len(leaves[1]) and all(map(same, *leaves))
-
-
-def grown(x: jnp.ndarray) -> float:
-    """Greatest magnitude, at least 1e-30."""
-    return float(max(np.abs(np.asarray(x)).max(), 1e-30))

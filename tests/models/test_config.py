@@ -1,0 +1,274 @@
+"""Every field of the published config.json files lands where it belongs; what cannot be honoured is refused by name."""
+
+import dataclasses
+import json
+
+import pytest
+import tiny_models as tiny
+
+from ilr_jax.models import config
+
+COMMON = {"attention_dropout": 0.0, "initializer_range": 0.02, "torch_dtype": "bfloat16", "use_cache": True}
+GEMMA_2B = COMMON | {
+    "architectures": ["GemmaForCausalLM"],
+    "attention_bias": False,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+    "head_dim": 256,
+    "hidden_act": "gelu",
+    "hidden_activation": None,
+    "hidden_size": 2048,
+    "intermediate_size": 16384,
+    "max_position_embeddings": 8192,
+    "model_type": "gemma",
+    "num_attention_heads": 8,
+    "num_hidden_layers": 18,
+    "num_key_value_heads": 1,
+    "pad_token_id": 0,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 10000.0,
+    "transformers_version": "4.38.0.dev0",
+    "vocab_size": 256000,
+}
+MISTRAL_7B = COMMON | {
+    "architectures": ["MistralForCausalLM"],
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 32768,
+    "model_type": "mistral",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 10000.0,
+    "sliding_window": 4096,
+    "tie_word_embeddings": False,
+    "transformers_version": "4.34.0.dev0",
+    "vocab_size": 32000,
+}
+LLAMA_3_8B = COMMON | {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 8192,
+    "model_type": "llama",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+    "transformers_version": "4.40.0.dev0",
+    "vocab_size": 128256,
+}
+SMOLLM2_135M = COMMON | {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "hidden_act": "silu",
+    "hidden_size": 576,
+    "initializer_range": 0.041666666666666664,
+    "intermediate_size": 1536,
+    "is_llama_config": True,
+    "max_position_embeddings": 8192,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 9,
+    "num_hidden_layers": 30,
+    "num_key_value_heads": 3,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_interleaved": False,
+    "rope_scaling": None,
+    "rope_theta": 100000,
+    "tie_word_embeddings": True,
+    "transformers_version": "4.40.1",
+    "vocab_size": 49152,
+}
+PUBLISHED = {
+    "gemma-2b": (
+        GEMMA_2B,
+        config.ModelConfig(
+            family="gemma",
+            vocab_size=256000,
+            hidden_size=2048,
+            intermediate_size=16384,
+            num_layers=18,
+            num_heads=8,
+            num_kv_heads=1,
+            head_dim=256,
+            context=8192,
+            activation="gelu_tanh",
+            norm_eps=1e-6,
+            norm_offset=1.0,
+            embed_scale=True,
+            rope_theta=1e4,
+            rope_scaling=None,
+            window=None,
+            tied=True,
+            bos_token_id=2,
+            eos_token_ids=(1,),
+            pad_token_id=0,
+        ),
+    ),
+    "Mistral-7B-v0.1": (
+        MISTRAL_7B,
+        config.ModelConfig(
+            family="mistral",
+            vocab_size=32000,
+            hidden_size=4096,
+            intermediate_size=14336,
+            num_layers=32,
+            num_heads=32,
+            num_kv_heads=8,
+            head_dim=128,
+            context=32768,
+            activation="silu",
+            norm_eps=1e-5,
+            norm_offset=0.0,
+            embed_scale=False,
+            rope_theta=1e4,
+            rope_scaling=None,
+            window=4096,
+            tied=False,
+            bos_token_id=1,
+            eos_token_ids=(2,),
+            pad_token_id=None,
+        ),
+    ),
+    "Meta-Llama-3-8B": (
+        LLAMA_3_8B,
+        config.ModelConfig(
+            family="llama",
+            vocab_size=128256,
+            hidden_size=4096,
+            intermediate_size=14336,
+            num_layers=32,
+            num_heads=32,
+            num_kv_heads=8,
+            head_dim=128,
+            context=8192,
+            activation="silu",
+            norm_eps=1e-5,
+            norm_offset=0.0,
+            embed_scale=False,
+            rope_theta=5e5,
+            rope_scaling=None,
+            window=None,
+            tied=False,
+            bos_token_id=128000,
+            eos_token_ids=(128001,),
+            pad_token_id=None,
+        ),
+    ),
+    "SmolLM2-135M": (
+        SMOLLM2_135M,
+        config.ModelConfig(
+            family="llama",
+            vocab_size=49152,
+            hidden_size=576,
+            intermediate_size=1536,
+            num_layers=30,
+            num_heads=9,
+            num_kv_heads=3,
+            head_dim=64,
+            context=8192,
+            activation="silu",
+            norm_eps=1e-5,
+            norm_offset=0.0,
+            embed_scale=False,
+            rope_theta=1e5,
+            rope_scaling=None,
+            window=None,
+            tied=True,
+            bos_token_id=0,
+            eos_token_ids=(0,),
+            pad_token_id=None,
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configs(name):
+    fields, wanted = PUBLISHED[name]
+    assert config.from_fields(fields) == wanted
+
+
+def test_rope_of_llama_3_1_in_the_fields_of_transformers_4_and_5():
+    scaling = {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    }
+    old = config.from_fields(LLAMA_3_8B | {"rope_scaling": scaling})
+    assert old.rope_scaling == config.RopeScaling(8.0, 1.0, 4.0, 8192) and old.rope_theta == 5e5
+    new = {key: value for key, value in LLAMA_3_8B.items() if not key.startswith("rope")}
+    assert config.from_fields(new | {"rope_parameters": scaling | {"rope_theta": 500000.0}}) == old
+    plain = config.from_fields(new | {"rope_parameters": {"rope_type": "default", "rope_theta": 77.0}})
+    assert plain.rope_scaling is None and plain.rope_theta == 77.0
+
+
+def test_silence_means_what_transformers_takes():
+    bare = {key: value for key, value in tiny.BASE.items() if not key.endswith("_token_id")} | {"num_key_value_heads": 2}
+    mistral, gemma, llama = (config.from_fields(bare | {"model_type": name}) for name in ("mistral", "gemma", "llama"))
+    assert (mistral.window, gemma.head_dim, llama.head_dim) == (4096, 256, 12)
+    assert gemma.tied and not mistral.tied and not llama.tied
+    assert {x.rope_theta for x in (mistral, gemma, llama)} == {1e4} and {x.norm_eps for x in (mistral, gemma, llama)} == {1e-6}
+    assert config.from_fields(bare | {"model_type": "mistral", "sliding_window": None}).window is None
+    assert config.from_fields({**bare, "model_type": "llama", "num_key_value_heads": None}).num_kv_heads == 4
+
+
+def test_several_ends():
+    assert config.from_fields(LLAMA_3_8B | {"eos_token_id": [128001, 128009]}).eos_token_ids == (128001, 128009)
+    assert config.from_fields(LLAMA_3_8B | {"eos_token_id": None}).eos_token_ids == ()
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    (
+        ({"attention_bias": True}, "attention_bias=True"),
+        ({"mlp_bias": True}, "mlp_bias=True"),
+        ({"attention_dropout": 0.1}, "attention_dropout=0.1"),
+        ({"pretraining_tp": 2}, "pretraining_tp=2"),
+        ({"rope_interleaved": True}, "rope_interleaved=True"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config="),
+        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0: unknown field"),
+        ({"hidden_act": "relu"}, "hidden_act 'relu'"),
+        ({"sliding_window": 128}, "sliding_window=128"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads=3"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear'"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "llama3"),
+        ({"model_type": "qwen2"}, "model_type 'qwen2'"),
+    ),
+)
+def test_what_cannot_be_honoured_is_refused_by_name(fields, named):
+    with pytest.raises(ValueError) as error:
+        config.from_fields(LLAMA_3_8B | fields, "here/config.json")
+    assert named in str(error.value) and "here/config.json" in str(error.value)
+
+
+def test_all_problems_at_once():
+    fields = {key: value for key, value in LLAMA_3_8B.items() if key != "hidden_size"} | {"mlp_bias": True, "new_thing": 3}
+    with pytest.raises(ValueError, match=r"(?s)new_thing=3.*mlp_bias=True.*hidden_size: missing"):
+        config.from_fields(fields)
+
+
+def test_config_is_static():
+    """Equal configs are one key of jit's cache."""
+    one, two = (config.from_fields(json.loads(json.dumps(LLAMA_3_8B))) for _ in range(2))
+    assert hash(one) == hash(two)
+    assert {one: 1}[two] == 1 and dataclasses.replace(one, rope_theta=1.0) != one

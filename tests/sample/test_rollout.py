@@ -1,0 +1,148 @@
+"""Samples from the engine are what the slowest decoder says, whatever else is being decoded."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sample_models as tiny
+
+from ilr_jax.models import decoder, lora
+from ilr_jax.sample import rollout, sampling
+from ilr_jax.sample.generate import generate
+from ilr_jax.sample.requests import Request
+from ilr_jax.sample.rollout import SamplingSettings
+
+EOS = (3, 11)
+WINDOW = 10
+REQUESTS = tiny.requests(9)
+
+
+def slow(name, params, request, copy=0, temperature=1.0, limit=WINDOW):
+    """The definition: the whole forward at every token, a uniform for (key, id, copy, number of the token)."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), request.id), copy)
+    text, total = list(request.tokens), 0.0
+    for i in range(limit):
+        logits = jnp.asarray(tiny.next_logits(tiny.CONFIGS[name], params, [text]))
+        token = int(sampling.draw(logits, jax.random.uniform(jax.random.fold_in(key, i))[None], temperature)[0])
+        total += float(jax.nn.log_softmax(logits[0])[token])
+        if token in EOS:
+            return text[len(request.tokens) :], total, True
+        text.append(token)
+    return text[len(request.tokens) :], total, False
+
+
+def run(name, requests, params=None, adapters=None, lora=None, key=0, **settings):
+    settings = SamplingSettings(**({"max_new_tokens": WINDOW, "slots": 4, "chunk": 5, "bucket": 24} | settings))
+    params = tiny.params(name) if params is None else params
+    return generate(tiny.CONFIGS[name], params, adapters, requests, settings, eos=EOS, lora=lora, key=key)
+
+
+def tokens(found):
+    return [[completion.tokens for completion in completions] for completions in found]
+
+
+@pytest.mark.parametrize("name, temperature", [("gemma", 0.0), ("mistral", 0.0), ("llama", 0.0), ("mistral", 1.0)])
+def test_equals_the_whole_forward_at_every_token(name, temperature):
+    """Ragged prompts, the Mistral's beyond its window, in four slots that are taken again and again."""
+    params, found = tiny.params(name), run(name, REQUESTS, temperature=temperature, bucket=8 if temperature else 24)
+    for request, (completion,) in zip(REQUESTS, found, strict=True):
+        expected, total, finished = slow(name, params, request, temperature=temperature)
+        assert (completion.tokens, completion.finished) == (expected, finished)
+        assert completion.log_prob == pytest.approx(total, abs=1e-4)
+    assert {completion.finished for (completion,) in found} == {True, False}
+    if temperature:  # one ends at once
+        assert any(completion.finished and completion.tokens == [] for (completion,) in found)
+
+
+def test_a_sample_depends_on_its_request_and_number_only():
+    base = tokens(run("mistral", REQUESTS, n=2))
+    assert base[0][0] != base[0][1]
+    assert tokens(run("mistral", REQUESTS[::-1], n=2))[::-1] == base
+    assert tokens(run("mistral", REQUESTS[4:7])) == [[found[0]] for found in base[4:7]]
+    others = tiny.requests(5, seed=9)
+    assert tokens(run("mistral", others + REQUESTS[:3], n=2))[5:] == base[:3]
+    assert tokens(run("mistral", REQUESTS, n=2, key=1)) != base
+
+
+def test_k_adapters_in_one_pass_equal_separate_runs():
+    adapters, settings = tiny.adapters("llama", 3)
+    requests = tiny.requests(10, adapters=3)
+    together = tokens(run("llama", requests, adapters=adapters, lora=settings, slots=6))
+    for k in range(3):
+        mine = [i for i, request in enumerate(requests) if request.adapter == k]
+        one = jax.tree.map(lambda w, k=k: w[k : k + 1], adapters)
+        alone = [Request(requests[i].tokens, 0, requests[i].id) for i in mine]
+        assert tokens(run("llama", alone, adapters=one, lora=settings)) == [together[i] for i in mine]
+    assert tokens(run("llama", [Request(r.tokens, 0, r.id) for r in requests])) != together
+
+
+def test_merging_a_single_adapter_changes_no_token():
+    adapters, settings = tiny.adapters("llama", 1)
+    config, params = tiny.CONFIGS["llama"], tiny.params("llama")
+    how = SamplingSettings(WINDOW, slots=4, chunk=5, bucket=24)
+    merged, apart = (generate(config, params, adapters, REQUESTS[:4], how, eos=EOS, lora=settings, merge=merge) for merge in (True, False))
+    assert tokens(merged) == tokens(apart)
+    by_hand = generate(config, lora.merge(params, adapters, settings), None, REQUESTS[:4], how, eos=EOS)
+    assert tokens(by_hand) == tokens(merged)
+
+
+def test_context_limits_what_is_generated():
+    request = Request([5] * 62, 0, 1)
+    ((found,),) = run("gemma", [request])
+    assert len(found.tokens) <= 2 and (found.finished or len(found.tokens) == 2)
+
+
+def test_programs_are_compiled_once_per_prompt_length(monkeypatch):
+    """Refills, drained groups and more requests add none; a longer bucket adds one of each kind."""
+    bound, original = [], decoder.bind
+    monkeypatch.setattr(rollout.decoder, "bind", lambda *args: bound.append(1) or original(*args))
+    sizes = {"max_new_tokens": 4, "chunk": 3, "bucket": 8}
+    run("gemma", tiny.requests(3, longest=8), **sizes)
+    assert len(bound) == 2
+    run("gemma", tiny.requests(11, seed=4, longest=8), **sizes, key=5)
+    assert len(bound) == 2
+    run("gemma", tiny.requests(11, seed=4, longest=8) + [Request([1] * 12, 0, 3)], **sizes)
+    assert len(bound) == 4
+
+
+def test_golden_tokens():
+    """Weights from numpy, draws from threefry: a change here changes every published sample."""
+    golden = [[7], [5, 6, 15, 19, 1, 13, 2, 2, 23, 2], [23, 23, 13, 5, 8, 5, 13, 8, 2, 12], [19, 7, 21, 15, 21, 15, 22, 8, 15, 7]]
+    assert tokens(run("mistral", REQUESTS[1:5])) == [[answer] for answer in golden]
+
+
+@pytest.mark.parametrize(
+    "request_, wanted",
+    [
+        (Request([], 0, 7), r"request 1 \(id 7\): wanted a prompt of 1 to 63 tokens .* got 0"),
+        (Request([1] * 64, 0, 7), r"request 1 \(id 7\): wanted a prompt of 1 to 63 tokens .* got 64"),
+        (Request([1, 24], 0, 7), r"request 1 \(id 7\): wanted token ids from 0 to 23, got 1 to 24"),
+        (Request([1], 1, 7), r"request 1 \(id 7\): wanted an adapter from 0 to 0, got 1"),
+        (Request([1], 0, -1), r"request 1 \(id -1\): wanted an id from 0"),
+    ],
+)
+def test_requests_that_cannot_be_answered_are_named(request_, wanted):
+    with pytest.raises(ValueError, match=wanted):
+        run("gemma", [REQUESTS[0], request_])
+
+
+@pytest.mark.parametrize("bad", [{"max_new_tokens": 0}, {"n": 0}, {"slots": 0}, {"temperature": float("nan")}])
+def test_impossible_settings_are_refused(bad):
+    with pytest.raises(ValueError, match=f"{next(iter(bad))}: wanted"):
+        SamplingSettings(**({"max_new_tokens": 4} | bad))
+
+
+def test_end_tokens_outside_the_vocabulary_and_adapters_without_scale_are_refused():
+    config, params, how = tiny.CONFIGS["gemma"], tiny.params("gemma"), SamplingSettings(2)
+    with pytest.raises(ValueError, match="eos: wanted"):
+        generate(config, params, None, REQUESTS, how, eos=[24])
+    with pytest.raises(ValueError, match="adapters and lora: wanted both"):
+        generate(config, params, tiny.adapters("gemma", 1)[0], REQUESTS, how, eos=EOS)
+    assert generate(config, params, None, [], how, eos=EOS) == []
+
+
+def test_bfloat16_decodes():
+    found = generate(
+        tiny.CONFIGS["gemma"], tiny.params("gemma"), None, REQUESTS[:2], SamplingSettings(3, slots=2, bucket=8), eos=EOS, dtype=jnp.bfloat16
+    )
+    assert all(np.isfinite(completion.log_prob) for (completion,) in found)

@@ -1,0 +1,138 @@
+"""A save comes back bit for bit or not at all: kills, flipped bits, missing files and full disks."""
+
+import hashlib
+import resource
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_runs as tiny
+
+from ilr_jax.files import StorageError
+from ilr_jax.train import checkpoint
+
+TREE = {
+    "state": {"w": np.random.default_rng(0).normal(size=(3, 50)).astype(np.float32), "step": np.array([1, 2, 3], np.int32)},
+    "best": {},
+}
+LIKE = jax.tree.map(jnp.zeros_like, TREE)
+
+
+def shifted(n: int) -> dict:
+    return jax.tree.map(lambda x: jnp.asarray(x + n), TREE)
+
+
+def test_newest_save_comes_back_with_its_note(tmp_path):
+    for step in (3, 20, 100):
+        checkpoint.save(tmp_path, step, shifted(step), {"best": 0.1 + 0.2, "none": None})
+    step, tree, note = checkpoint.restore(tmp_path, LIKE)
+    assert (step, note) == (100, {"best": 0.1 + 0.2, "none": None})
+    assert tiny.equal_bits(tree, shifted(100))
+    assert sorted(p.name for p in (tmp_path / "resume").iterdir()) == ["100", "20"]
+    checkpoint.clear(tmp_path)
+    assert checkpoint.restore(tmp_path, LIKE) is None
+
+
+def test_half_a_save_is_not_seen_and_is_cleared_away(tmp_path):
+    checkpoint.save(tmp_path, 3, shifted(3), {})
+    shutil.copytree(tmp_path / "resume" / "3", tmp_path / "resume" / "4.half")
+    assert checkpoint.restore(tmp_path, LIKE)[0] == 3
+    checkpoint.save(tmp_path, 5, shifted(5), {})
+    assert sorted(p.name for p in (tmp_path / "resume").iterdir()) == ["3", "5"]
+
+
+def saved_files(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_flipped_bit_in_any_file_is_found_named_and_passed_over(tmp_path, caplog):
+    checkpoint.save(tmp_path, 3, shifted(3), {})
+    checkpoint.save(tmp_path, 4, shifted(4), {})
+    rng = np.random.default_rng(1)
+    for path in saved_files(tmp_path / "resume" / "4"):
+        good = path.read_bytes()
+        if not good:
+            continue
+        bad = bytearray(good)
+        bad[rng.integers(len(bad))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(bad)
+        caplog.clear()
+        step, tree, _ = checkpoint.restore(tmp_path, LIKE)
+        assert step == 3 and tiny.equal_bits(tree, shifted(3)), path
+        assert path.name in caplog.text and "/4/" in caplog.text
+        path.write_bytes(good)
+    assert checkpoint.restore(tmp_path, LIKE)[0] == 4
+
+
+@pytest.mark.parametrize("harm", ["missing", "added", "cut"])
+def test_other_harm_is_found_too(tmp_path, caplog, harm):
+    checkpoint.save(tmp_path, 4, shifted(4), {})
+    for i, path in enumerate(saved_files(tmp_path / "resume" / "4")):
+        good = path.read_bytes()
+        if harm == "missing":
+            path.unlink()
+        elif harm == "cut":
+            path.write_bytes(good[:-1])
+        other = path.with_name(f"other{i}")
+        if harm == "added":
+            other.write_bytes(b"")
+        if harm != "cut" or good:
+            caplog.clear()
+            assert checkpoint.restore(tmp_path, LIKE) is None
+            assert (other if harm == "added" else path).name in caplog.text
+        path.write_bytes(good)
+        other.unlink(missing_ok=True)
+
+
+def test_a_save_of_other_arrays_is_refused_not_cast(tmp_path):
+    checkpoint.save(tmp_path, 4, shifted(4), {})
+    like = {"state": {"w": jnp.zeros((3, 50), jnp.bfloat16), "other": jnp.zeros(2)}, "best": {}}
+    with pytest.raises(ValueError) as error:
+        checkpoint.restore(tmp_path, like)
+    for text in ("state.w: wanted [[3, 50], 'bfloat16'], got [[3, 50], 'float32']", "state.other", "state.step"):
+        assert text in str(error.value)
+
+
+def test_a_full_disk_is_named_and_the_save_before_stays(tmp_path):
+    big = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(300, 1000)).astype(np.float32))}
+    checkpoint.save(tmp_path, 1, big, {})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(StorageError, match="could not write .*resume/2"):
+            checkpoint.save(tmp_path, 2, big, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in (tmp_path / "resume").iterdir()] == ["1"]
+    assert tiny.equal_bits(checkpoint.restore(tmp_path, big)[1], big)
+
+
+def test_trained_weights_round_trip_and_have_the_same_bytes_in_any_order(tmp_path):
+    tree = tiny.adapters(2, head=True)
+    turned = {"head": tree["head"], "adapters": dict(reversed(tree["adapters"].items()))}
+    checkpoint.save_tree(tmp_path / "a.safetensors", tree, note="seed 3")
+    checkpoint.save_tree(tmp_path / "b.safetensors", turned, note="seed 3")
+    digests = [hashlib.sha256((tmp_path / f"{x}.safetensors").read_bytes()).hexdigest() for x in "ab"]
+    assert digests[0] == digests[1]
+    loaded = checkpoint.load_tree(tmp_path / "a.safetensors", jax.eval_shape(lambda: tree))
+    assert jax.tree.structure(loaded) == jax.tree.structure(dict(tree)) and tiny.equal_bits(loaded, tree)
+
+
+def test_weights_that_do_not_fit_are_listed_all_at_once(tmp_path):
+    path = tmp_path / "a.safetensors"
+    checkpoint.save_tree(path, {"x": np.zeros((2, 3), np.float32), "y": np.zeros(2, np.float32), "z": np.zeros(1, np.float32)})
+    wanted = {"x": np.zeros((2, 4), np.float32), "y": np.zeros(2, np.int32), "w": np.zeros(1, np.float32)}
+    with pytest.raises(ValueError) as error:
+        checkpoint.load_tree(path, wanted)
+    assert all(f"\n  {name}: wanted" in str(error.value) for name in "wxyz")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not safetensors at all"])
+def test_a_file_that_is_no_safetensors_file_is_named(tmp_path, content):
+    path = tmp_path / "a.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match="a.safetensors, got"):
+        checkpoint.load_tree(path, TREE)

@@ -1,0 +1,241 @@
+"""The steps: K adapters as K runs, any micro-batch, padding and device count, non-finite numbers, traces, donation, and a golden run."""
+
+import json
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_runs as tiny
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ilr_jax.train import state as states
+from ilr_jax.train import steps
+from ilr_jax.train.optimizer import OptimizerConfig
+
+GOLDEN = Path(__file__).with_name("golden_sft.json")
+# With this eps rounding of a gradient near zero does not become a change of the size of the learning rate.
+ADAMW = OptimizerConfig("adamw", 1e-2, warmup=0.0, clip=1.0, weight_decay=0.01, eps=1e-3)
+LENGTHS = [12, 14, 5, 9]
+MANY = [12, 14, 5, 9, 8, 8, 13, 0, 4, 6, 11, 7]  # for three adapters
+KINDS = {
+    "sft": (steps.sft_step, tiny.batch, False),
+    "evaluator": (steps.evaluator_step, tiny.class_batch, True),
+    "dpo": (steps.dpo_step, tiny.pair_batch, False),
+}
+
+
+def start(k: int = 1, head: bool = False, total: int = 10):
+    return states.init(copied(tiny.adapters(k, head=head)), ADAMW, [total] * k)
+
+
+def copied(state):
+    return jax.tree.map(jnp.copy, state)
+
+
+@cache
+def sft_result(microbatches: int = 1):
+    """One SFT step from the usual start on the usual batch."""
+    step = steps.sft_step(replace(tiny.SETUP, microbatches=microbatches), ADAMW)
+    return jax.device_get(step(start(), tiny.base(), tiny.batch(LENGTHS)))
+
+
+def assert_close(a, b, rtol=1e-5, atol=1e-6):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_three_adapters_in_one_pass_equal_three_runs_of_unequal_length(kind):
+    make_step, make_batch, head = KINDS[kind]
+    step = make_step(tiny.SETUP, ADAMW)
+    together = start(3, head)
+    alone = [copied(states.take(together, k)) for k in range(3)]
+    for i in range(3):
+        # Adapter 0 has data for one step, adapter 1 for two; a data set that is used up gives empty rows.
+        lengths = [n if i <= k else 0 for k in range(3) for n in LENGTHS]
+        batch = make_batch(lengths, seed=i)
+        together, metrics = step(together, tiny.base(), batch)
+        assert metrics["active"].tolist() == [i <= k for k in range(3)] and metrics["finite"].all()
+        for k in range(i, 3):
+            alone[k], own = step(alone[k], tiny.base(), tiny.pick(batch, slice(4 * k, 4 * k + 4)))
+            assert_close({name: x[k : k + 1] for name, x in metrics.items()}, own)
+            assert float(own["grad_norm"][0]) > 0 and float(own["loss"][0]) > 0
+    assert together.step.tolist() == [1, 2, 3]
+    assert_close(together, states.stack(alone), rtol=1e-4)
+
+
+def test_an_adapter_without_rows_keeps_every_bit():
+    before = jax.device_get(start(2))
+    after, metrics = steps.sft_step(tiny.SETUP, ADAMW)(start(2), tiny.base(), tiny.batch([0, 0, 7, 9]))
+    assert tiny.equal_bits(states.take(after, 0), states.take(before, 0))
+    assert after.step.tolist() == [0, 1] and metrics["loss"][0] == 0
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_a_non_finite_adapter_is_reported_and_left_alone_and_its_neighbour_trains(poison):
+    tree = jax.tree.map(jnp.copy, tiny.adapters(2))
+    tree["adapters"]["q_proj"]["b"] = tree["adapters"]["q_proj"]["b"].at[0, 0, 0, 0].set(poison)
+    before = states.init(tree, ADAMW, [9, 9])
+    kept = jax.device_get(before)
+    after, metrics = steps.sft_step(tiny.SETUP, ADAMW)(before, tiny.base(), tiny.batch([7, 9, 7, 9]))
+    assert metrics["finite"].tolist() == [False, True]
+    assert tiny.equal_bits(states.take(after, 0), states.take(kept, 0))
+    assert after.step.tolist() == [0, 1]
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(states.take(after, 1)))
+
+
+def test_a_target_outside_the_vocabulary_makes_the_step_non_finite():
+    batch = tiny.batch(LENGTHS)
+    targets = batch.targets.copy()
+    targets[0, 0] = tiny.VOCAB
+    _, metrics = steps.sft_step(tiny.SETUP, ADAMW)(start(), tiny.base(), batch._replace(targets=targets))
+    assert not metrics["finite"][0]
+
+
+def test_microbatches_of_single_rows_give_the_same_step():
+    assert_close(sft_result(4), sft_result())
+
+
+def test_microbatches_of_several_adapters_and_pairs():
+    results = []
+    for parts in (1, 2):
+        step = steps.dpo_step(replace(tiny.SETUP, microbatches=parts), ADAMW)
+        results.append(step(start(3), tiny.base(), tiny.pair_batch(MANY)))
+    assert_close(*results)
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_padding_changes_nothing(left):
+    step = steps.sft_step(tiny.SETUP, ADAMW)
+    assert_close(step(start(), tiny.base(), tiny.batch(LENGTHS, t=23, c=13, left=left)), sft_result())
+
+
+def test_four_devices_give_the_same_step():
+    mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
+    place = lambda tree, *axes: jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*axes)))
+    step = steps.sft_step(tiny.SETUP, ADAMW)
+    spread = place(tiny.batch(MANY), "data")
+    assert {shard.data.shape for shard in spread.rows.tokens.addressable_shards} == {(3, 14)}
+    many = step(place(start(3)), place(tiny.base()), spread)
+    assert_close(many, step(start(3), tiny.base(), tiny.batch(MANY)))
+
+
+def test_remat_and_attention_change_nothing_but_rounding():
+    setup = replace(tiny.SETUP, remat="full", attention="xla")
+    assert_close(steps.sft_step(setup, ADAMW)(start(), tiny.base(), tiny.batch(LENGTHS)), sft_result())
+
+
+def test_bfloat16_compute_keeps_float32_weights_and_stays_near():
+    step = steps.sft_step(replace(tiny.SETUP, dtype="bfloat16"), ADAMW)
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny.base())
+    after, metrics = step(start(), half, tiny.batch(LENGTHS))
+    assert {str(x.dtype) for x in jax.tree.leaves(after.trainable)} == {"float32"}
+    assert metrics["loss"].dtype == jnp.float32 and metrics["finite"][0]
+    np.testing.assert_allclose(metrics["loss"], sft_result()[1]["loss"], rtol=0.03)
+    np.testing.assert_allclose(metrics["grad_norm"], sft_result()[1]["grad_norm"], rtol=0.1)
+
+
+@pytest.mark.parametrize("kind", ["sft", "evaluator"])
+def test_full_fine_tuning_moves_every_weight_and_lowers_the_loss(kind):
+    make_step, make_batch, head = KINDS[kind]
+    config = replace(ADAMW, learning_rate=3e-3, clip=None)
+    tree = jax.tree.map(jnp.copy, tiny.full(head=head))
+    if head:
+        tree["params"].pop("head")  # an evaluator has no vocabulary to predict
+    before = jax.device_get(tree)
+    state, losses = states.init(tree, config, [6]), []
+    for _ in range(6):
+        state, metrics = make_step(tiny.FULL, config)(state, {}, make_batch(LENGTHS))
+        losses.append(float(metrics["loss"][0]))
+    assert losses[-1] < losses[0]
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, jax.device_get(state.trainable))
+    assert all(jax.tree.leaves(moved)), moved
+
+
+def test_one_trace_per_shape_and_the_state_is_donated_and_nothing_else(monkeypatch):
+    traces, loss = [], steps.losses.sft_loss
+    monkeypatch.setattr(steps.losses, "sft_loss", lambda *args: (traces.append(1), loss(*args))[1])
+    step = steps.sft_step(replace(tiny.SETUP, chunk=5), ADAMW)
+    assert step is steps.sft_step(replace(tiny.SETUP, chunk=5), replace(ADAMW, learning_rate=1.0, warmup=0.3))
+    assert step is not steps.sft_step(replace(tiny.SETUP, chunk=5), replace(ADAMW, b1=0.5))
+    first, frozen, batch = start(), tiny.base(), jax.device_put(tiny.batch(LENGTHS))
+    state, _ = step(first, frozen, batch)
+    assert all(x.is_deleted() for x in jax.tree.leaves(first))
+    assert not any(x.is_deleted() for x in jax.tree.leaves((frozen, batch)))
+    for seed in range(2):
+        state, _ = step(state, frozen, tiny.batch(LENGTHS, seed=seed))
+    # Other lengths, rates and steps are data.
+    step(states.init(copied(tiny.adapters(1, 4)), ADAMW, [77], [0.5]), frozen, jax.device_put(batch))
+    assert len(traces) == 1
+    step(state, frozen, tiny.batch(LENGTHS, t=15))
+    assert len(traces) == 2
+
+
+def test_inference_agrees_with_training():
+    batch, trainable = tiny.batch(LENGTHS), tiny.adapters(2)
+    total, units = steps.sft_evaluation(tiny.SETUP)(trainable, tiny.base(), batch)
+    _, metrics = steps.sft_step(tiny.SETUP, ADAMW)(start(2), tiny.base(), batch)
+    np.testing.assert_allclose(total / units, metrics["loss"], rtol=1e-5)
+    log_probs = steps.sequence_log_probs(tiny.SETUP)
+    token = tiny.batch(LENGTHS, normalize="token")
+    np.testing.assert_array_equal(log_probs(trainable, tiny.base(), batch), log_probs(trainable, tiny.base(), token))
+    silent = jax.tree.map(jnp.zeros_like, trainable)
+    np.testing.assert_allclose(log_probs({}, tiny.base(), batch), log_probs(silent, tiny.base(), batch), rtol=1e-5)
+
+
+def test_dpo_of_the_reference_itself_is_log_two():
+    pairs, trainable = tiny.pair_batch(LENGTHS * 3), tiny.adapters(3)
+    reference = [steps.sequence_log_probs(tiny.SETUP)(trainable, tiny.base(), side) for side in pairs[:2]]
+    pairs = pairs._replace(reference_chosen=reference[0], reference_rejected=reference[1])
+    _, metrics = steps.dpo_step(tiny.SETUP, ADAMW)(start(3), tiny.base(), pairs)
+    np.testing.assert_allclose(metrics["loss"], np.log(2), rtol=1e-5)
+    np.testing.assert_allclose(metrics["logps/chosen"], reference[0].reshape(3, -1).mean(1), rtol=1e-5)
+    np.testing.assert_allclose(metrics["rewards/margins"], 0, atol=1e-5)
+
+
+def test_class_probabilities_and_evaluation_agree():
+    batch, trainable = tiny.class_batch([*LENGTHS, 0, 8]), tiny.adapters(head=True)
+    found = np.asarray(steps.class_probabilities(tiny.SETUP)(trainable, tiny.base(), batch))
+    sums = steps.class_evaluation(tiny.SETUP)(trainable, tiny.base(), batch)
+    real = batch.weight > 0
+    np.testing.assert_allclose(found.sum(1), 1, rtol=1e-6)
+    np.testing.assert_allclose(sums["loss"][0], -np.log(found[np.arange(6), batch.classes])[real].sum(), rtol=1e-5)
+    assert (sums["right"][0], sums["units"][0]) == ((found.argmax(1) == batch.classes)[real].sum(), 5)
+
+
+def test_rows_that_cannot_be_shared_are_refused():
+    with pytest.raises(ValueError, match="3 adapters can share equally, got 4"):
+        steps.sequence_log_probs(tiny.SETUP)(tiny.adapters(3), tiny.base(), tiny.batch(LENGTHS))
+    with pytest.raises(ValueError, match="into 3 microbatches, got 4 rows for 1"):
+        steps.sft_step(replace(tiny.SETUP, microbatches=3), ADAMW)(start(), tiny.base(), tiny.batch(LENGTHS))
+    with pytest.raises(ValueError, match="wanted Setup.lora"):
+        steps.sequence_log_probs(tiny.FULL)(tiny.adapters(), tiny.base(), tiny.batch(LENGTHS))
+    with pytest.raises(ValueError, match="wanted the same shapes"):
+        pairs = tiny.pair_batch(LENGTHS)._replace(rejected=tiny.batch(LENGTHS, t=20))
+        steps.dpo_step(tiny.SETUP, ADAMW)(start(), tiny.base(), pairs)
+    with pytest.raises(ValueError, match=">= 1, got 0 and 1"):
+        steps.Setup(tiny.CONFIG, chunk=0)
+
+
+def trajectory() -> list[list[float]]:
+    """Losses of two adapters over eight steps with all the usual settings."""
+    config = replace(ADAMW, warmup=0.2)
+    state, losses = states.init(copied(tiny.adapters(2)), config, [8, 8], [2e-2, 1e-2]), []
+    for i in range(8):
+        state, metrics = steps.sft_step(tiny.SETUP, config)(state, tiny.base(), tiny.batch(LENGTHS, seed=i % 2))
+        losses.append(np.asarray(metrics["loss"]).tolist())
+    return losses
+
+
+def test_golden_losses():
+    np.testing.assert_allclose(trajectory(), json.loads(GOLDEN.read_text()), rtol=1e-5, atol=0)
+
+
+if __name__ == "__main__":  # writes the golden file anew: python tests/train/test_steps.py --write
+    if sys.argv[1:] == ["--write"]:
+        GOLDEN.write_text(json.dumps(trajectory(), indent=1) + "\n")
