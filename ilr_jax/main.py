@@ -28,10 +28,19 @@ def main(argv: list[str]) -> None:
         sys.exit(2)
 
 
+def parsed(argv: list[str]) -> list[str]:
+    """Flags as absl parses them; a field that the config does not have is a message with the nearest one, not a traceback."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError) as error:
+        print(f"error: no such field in the config: {error.args[0]}", file=sys.stderr)
+        sys.exit(2)
+
+
 def run(argv: list[str] | None = None) -> None:
     """Entry point of `ilr run` and of `python -m ilr_jax.main`."""
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, argv)
+    app.run(main, argv, flags_parser=parsed)
 
 
 if __name__ == "__main__":
