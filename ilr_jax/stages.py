@@ -19,7 +19,7 @@ from jaxtyping import Float
 from ilr_jax import batches
 from ilr_jax.batches import Epochs, Preference, Sample
 from ilr_jax.files import read_rows, write_rows
-from ilr_jax.models import heads, lora
+from ilr_jax.models import decoder, heads, lora
 from ilr_jax.models.lora import Lora
 from ilr_jax.progress import Progress
 from ilr_jax.roles import Model, fingerprint
@@ -201,7 +201,7 @@ def train_evaluator(bench: Bench, model: Model, train: Comparisons, held_out: Co
             list(zip(model.tokenizer.comparisons([r[:3] for r in part]), [r[3] for r in part], strict=True)) for part in (train, held_out)
         )
         epochs = Epochs((len(rows),), section.batch, section.epochs, bench.config.seed)
-        start = state.init(_classifier(model, bench.random_key()), optimizer, epochs.totals)
+        start = state.init(_classifier(model.params, bench.random_key()), optimizer, epochs.totals)
         setup = bench.setup(model)
         evaluate = partial(_class_metrics, steps.class_evaluation(setup), list(batches.labelled(checks, size, pad)))
         done = _fit(
@@ -230,10 +230,10 @@ def train_evaluator(bench: Bench, model: Model, train: Comparisons, held_out: Co
     return bench.store.run(Stage("evaluator", settings, {"model": model.digest, "data": data}), build)
 
 
-def _classifier(model: Model, key: jax.Array) -> dict[str, Any]:
-    params = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32)[None], dict(model.params))
-    params.pop("head", None)
-    return {"params": params, "head": heads.init(model.config.hidden_size, 2, key)[None]}
+def _classifier(params: Mapping[str, Any], key: jax.Array) -> dict[str, Any]:
+    body = {name: part for name, part in params.items() if name != "head"}
+    head = heads.init(body["norm"]["scale"].shape[0], 2, key)
+    return {"params": jax.tree.map(lambda w: jnp.asarray(w, jnp.float32)[None], body), "head": head[None]}
 
 
 def _class_metrics(evaluation: Callable, data: Sequence, trainable: Any) -> dict[str, float]:
@@ -244,7 +244,7 @@ def _class_metrics(evaluation: Callable, data: Sequence, trainable: Any) -> dict
 
 def score_fn(bench: Bench, model: Model, evaluator: Artifact) -> Callable[[Sequence[Request3]], Float[np.ndarray, " n"]]:
     """The evaluator as a function: for each (question, A, B) the probability that the holder of A accepts to change to B."""
-    like = jax.eval_shape(lambda: _classifier(model, jax.random.key(0)))
+    like = jax.eval_shape(_classifier, decoder.abstract(model.config), jax.random.key(0))
     trained = checkpoint.load_tree(Path(evaluator.folder) / CLASSIFIER, like)
     probabilities = steps.class_probabilities(bench.setup(model))
 

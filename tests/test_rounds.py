@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from ilr_jax import rounds, stages
 from ilr_jax.lab import Lab
-from ilr_jax.types import Answer, Label
+from ilr_jax.types import Answer, Artifact, Label
 
 
 def payload(workdir: Path) -> dict[str, bytes]:
@@ -133,7 +133,7 @@ def test_released_scoring_of_dpo_is_at_chance(tiny_config, tmp_path, monkeypatch
     lab, _ = _labs(tiny_config, tmp_path)
     monkeypatch.setattr(Lab, "score_fn", lambda self, evaluator: lambda requests: np.linspace(0.1, 0.9, len(requests)))
     pairs = [(example, example.reference, "#### 1") for example in lab.d2]
-    chosen, facts = lab._preferences(pairs, evaluator=object())
+    chosen, facts = lab._preferences(pairs, evaluator=Artifact("", "", {}))
     assert facts["evaluator_accuracy"] == pytest.approx(0.5) and len(chosen) == facts["preferences"]
 
 

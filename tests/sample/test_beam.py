@@ -11,7 +11,7 @@ from ilr_jax.sample.generate import generate
 from ilr_jax.sample.requests import Request
 
 EOS = (3, 11)
-MANY = (12, 1, 4, 18)
+LLAMA = "llama", (12, 1, 4, 18), 12, (3, 9, 27, *range(10, 18))
 WINDOW = 9
 REQUESTS = tiny.requests(9)
 
@@ -72,12 +72,13 @@ def as_hf(name, params):
     return model.eval()
 
 
-@pytest.mark.parametrize("name, eos", [("gemma", (1, 18)), ("mistral", (15,)), ("llama", MANY)])
-def test_generated_equals_transformers(name, eos):
+# Prompts 3, 9 and 17 tell when the search may stop; 27 ends differently if a candidate past the first four could finish.
+@pytest.mark.parametrize("name, eos, window, prompts", [("gemma", (1, 18), 9, range(8)), ("mistral", (15,), 9, range(10, 20)), LLAMA])
+def test_generated_equals_transformers(name, eos, window, prompts):
     torch = pytest.importorskip("torch")
-    params, requests = tiny.params(name), tiny.requests(12, seed=5)
-    model, found = as_hf(name, params), run(name, requests, "generated", eos=eos)
-    how = {"num_beams": 4, "do_sample": False, "length_penalty": 1.0, "early_stopping": False, "max_new_tokens": WINDOW}
+    params, requests = tiny.params(name), [tiny.requests(40, seed=5)[i] for i in prompts]
+    model, found = as_hf(name, params), run(name, requests, "generated", eos=eos, max_new_tokens=window)
+    how = {"num_beams": 4, "do_sample": False, "length_penalty": 1.0, "early_stopping": False, "max_new_tokens": window}
     for request, completion in zip(requests, found, strict=True):
         ids = torch.tensor([list(request.tokens)])
         out = model.generate(
@@ -97,8 +98,9 @@ def test_generated_equals_transformers(name, eos):
 
 
 def test_neighbours_slots_and_order_change_nothing():
-    alone = run("llama", REQUESTS, "generated", eos=MANY, prompts=1)
-    assert [c.tokens for c in run("llama", REQUESTS[::-1], "generated", eos=MANY)][::-1] == [c.tokens for c in alone]
+    how = {"eos": LLAMA[1], "max_new_tokens": LLAMA[2]}
+    alone = run("llama", REQUESTS, "generated", **how, prompts=1)
+    assert [c.tokens for c in run("llama", REQUESTS[::-1], "generated", **how)][::-1] == [c.tokens for c in alone]
 
 
 def test_k_adapters_in_one_pass_equal_separate_runs():

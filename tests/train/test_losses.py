@@ -197,5 +197,6 @@ def test_dpo_loss_metrics_and_gradients_equal_trl(tmp_path):
     for i in range(2):
         for ours_name, their_name in (("q_proj", "self_attn.q_proj"), ("down_proj", "mlp.down_proj")):
             wanted = theirs[f"model.layers.{i}.{their_name}.weight"].T
-            assert np.abs(wanted).max() > 1e-2  # else the tolerance could not fail
-            np.testing.assert_allclose(found["layers"][ours_name]["kernel"][0, i], wanted, rtol=0, atol=1e-4)
+            size = np.abs(wanted).max()  # some of these gradients are as small as the tolerance, so that is relative to them as well
+            assert size > 1e-5
+            np.testing.assert_allclose(found["layers"][ours_name]["kernel"][0, i], wanted, rtol=0, atol=min(1e-4, 0.01 * size))
