@@ -5,7 +5,7 @@ Every field of the config is a flag, `--config.rounds=3`; a misspelt one is an e
 
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/, any field of which may be overridden.")
@@ -19,6 +19,7 @@ def main(argv: list[str]) -> None:
     from ilr_jax import rounds  # after the flags, so that --help needs no JAX
     from ilr_jax.files import StorageError
 
+    logging.set_verbosity(logging.WARNING)  # orbax tells of every save
     workdir = WORKDIR.value
     assert workdir is not None
     try:

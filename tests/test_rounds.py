@@ -131,7 +131,7 @@ def _answer(label):
 def test_released_scoring_of_dpo_is_at_chance(tiny_config, tmp_path, monkeypatch):
     tiny_config.dpo.scoring = "released"
     lab, _ = _labs(tiny_config, tmp_path)
-    monkeypatch.setattr(Lab, "score_fn", lambda self, evaluator: lambda requests: np.linspace(0.1, 0.9, len(requests)))
+    monkeypatch.setattr(Lab, "score_fn", lambda self, evaluator: lambda requests: np.array([0.25 + len(q) % 3 / 4 for q, _, _ in requests]))
     pairs = [(example, example.reference, "#### 1") for example in lab.d2]
     chosen, facts = lab._preferences(pairs, evaluator=Artifact("", "", {}))
     assert facts["evaluator_accuracy"] == pytest.approx(0.5) and len(chosen) == facts["preferences"]
