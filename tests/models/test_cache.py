@@ -40,8 +40,8 @@ def prefill(settings, params, rows):
 
 
 @partial(jax.jit, static_argnames="settings")
-def step(settings, params, state, tokens, positions):
-    return decoder.bind(settings, params).step(tokens, positions, state)
+def step(settings, params, state, tokens, positions, ancestors=None):
+    return decoder.bind(settings, params).step(tokens, positions, state, ancestors=ancestors)
 
 
 def decode(settings, params, rows: Rows, tokens, positions, *, width: int, length: int = NEW, ring: int | None = None):
@@ -78,3 +78,17 @@ def test_generated_part_as_a_ring():
     np.testing.assert_allclose(got, wanted, rtol=0, atol=TOLERANCE)
     wide = config.from_fields(fields | {"sliding_window": None})
     assert np.abs(tiny.hidden(wide, params, whole)[:, PROMPT:] - wanted).max() > 0.05
+
+
+def test_rows_share_the_generated_part():
+    """Beams of a prompt write side by side into one part, and each reads its own ancestors only."""
+    settings, params = config.from_fields(tiny.CONFIGS["mistral"]), tiny.params(tiny.CONFIGS["mistral"])
+    beams, groups = 3, len(SPANS)
+    whole, tokens, positions = continued(prompts(), beams)
+    wanted = tiny.hidden(settings, params, whole)[:, PROMPT:]
+    blank = cache.empty_part(settings, groups, beams * NEW, jnp.float32)
+    state = cache.Cache(prefill(settings, params, prompts()), blank, jnp.zeros((), jnp.int32))
+    own = np.arange(beams * NEW)[None] % beams == np.tile(np.arange(beams), groups)[:, None]
+    for t in range(NEW):
+        hidden, state = step(settings, params, state, tokens[:, t : t + 1], positions[:, t : t + 1], own)
+        np.testing.assert_allclose(hidden[:, 0], wanted[:, t], rtol=0, atol=TOLERANCE)
