@@ -73,7 +73,9 @@ def as_hf(name, params):
 
 
 # Prompts 3, 9 and 17 tell when the search may stop; 27 ends differently if a candidate past the first four could finish.
-@pytest.mark.parametrize("name, eos, window, prompts", [("gemma", (1, 18), 9, range(8)), ("mistral", (15,), 9, range(10, 20)), LLAMA])
+@pytest.mark.parametrize(
+    "name, eos, window, prompts", [("gemma", (1, 18, 10, 5), 9, (25, 37, *range(6))), ("mistral", (15,), 9, range(10, 20)), LLAMA]
+)
 def test_generated_equals_transformers(name, eos, window, prompts):
     torch = pytest.importorskip("torch")
     params, requests = tiny.params(name), [tiny.requests(40, seed=5)[i] for i in prompts]
