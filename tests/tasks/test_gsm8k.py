@@ -133,5 +133,9 @@ def test_lengths_must_match():
         gsm8k.Grading().grade(["#### 1", "#### 2"], [THOUSAND])
 
 
+def test_without_a_reference_nothing_is_right():
+    assert not gsm8k.Grading().grade(["no number"], [Example("x", "How many?", None, "gsm8k")]).any()
+
+
 def test_grading_nothing_gives_nothing():
     assert gsm8k.Grading().grade([], []).shape == (0,) and isinstance(gsm8k.Grading().agree([], [], []), np.ndarray)

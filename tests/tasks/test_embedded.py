@@ -1,0 +1,80 @@
+"""The embedded base models as shipped: small, loadable, with a tokenizer for any text, and a corpus without the fine-tuning formats."""
+
+import importlib.util
+import sys
+from itertools import islice
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from ilr_jax.models import config as model_config
+from ilr_jax.models import hf
+from ilr_jax.roles import EMBEDDED
+from ilr_jax.tokenizer import Tokenizer
+
+NAMES = ("gemma", "mistral")
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
+@pytest.fixture(scope="module")
+def tokenizers() -> dict[str, Tokenizer]:
+    return {name: Tokenizer(EMBEDDED / name, model_config.read(EMBEDDED / name)) for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    spec = importlib.util.spec_from_file_location("embedded_corpus", TOOLS / "embedded_corpus.py")
+    assert spec is not None and spec.loader is not None
+    module = sys.modules["embedded_corpus"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["embedded_corpus"]
+
+
+def test_both_models_fit_in_eight_megabytes():
+    assert sum(path.stat().st_size for name in NAMES for path in (EMBEDDED / name).iterdir()) <= 8 * 10**6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_weights_load_and_are_of_the_family(name):
+    config, params = hf.load(EMBEDDED / name, dtype="float32")
+    assert config.family == name and params["embed"]["table"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    "text", ["18*4=72\n#### 72", "naïve café – 10 € \U0001f600\t\x00", "It's GSM8K: <<12*2=24>>24 pages!", "مرحبا 日本語"]
+)
+def test_any_text_survives_the_tokenizer(tokenizers, text):
+    for tokenizer in tokenizers.values():
+        assert tokenizer.decode(tokenizer.encode([text])[0]) == text
+
+
+def test_every_digit_is_a_token(tokenizers):
+    for tokenizer in tokenizers.values():
+        assert [tokenizer.decode([i]) for i in tokenizer.encode(["2024+19"])[0]] == ["2", "0", "2", "4", "+", "1", "9"]
+
+
+def test_the_models_share_one_tokenizer_whose_pad_is_not_its_eos(tokenizers):
+    first, second = ((EMBEDDED / name / "tokenizer.json").read_bytes() for name in NAMES)
+    assert first == second
+    assert all(tokenizer.pad != tokenizer.eos for tokenizer in tokenizers.values())
+
+
+def test_the_corpus_never_holds_the_fine_tuning_formats(corpus):
+    kinds = dict.fromkeys(corpus.KINDS, 1.0)
+    found = list(islice(corpus.documents(kinds, 0), 500))
+    assert {kind for kind, _ in found} == set(corpus.KINDS)
+    for _, spans in found:
+        text = "".join(part for part, _ in spans)
+        assert not any(mark in text for mark in ("USER:", "ASSISTANT:", "####", "VERDICT:", "ANSWER (A)", "ANSWER (B)")), text
+
+
+def test_wrong_solutions_are_wrong_and_never_imitated(corpus):
+    rng = corpus.random.Random(0)
+    for problem in islice(corpus.wordmath.problems("corpus", 0), 150):
+        steps, values, fine = corpus.wrong(rng, problem)
+        assert values[-1] != corpus.wordmath.run(problem.steps)[-1] and not fine[-1]
+        assert fine == sorted(fine, reverse=True)  # once wrong, wrong to the end
+        loss = {text: weight for text, weight in corpus.lines(rng, steps, values, fine, 0.0) if text.strip()}
+        assert all(weight == 0.0 for text, weight in list(loss.items())[sum(fine) :])
