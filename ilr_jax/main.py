@@ -41,7 +41,8 @@ def parsed(argv: list[str]) -> list[str]:
 def run(argv: list[str] | None = None) -> None:
     """Entry point of `ilr run` and of `python -m ilr_jax.main`."""
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, argv, flags_parser=parsed)
+    sys.argv = argv or sys.argv  # ml_collections looks for `--config.FIELD` there, whatever app.run is given
+    app.run(main, sys.argv, flags_parser=parsed)
 
 
 if __name__ == "__main__":
