@@ -18,13 +18,14 @@ def get_config():
     config.task.train_examples = 2000
     config.task.test_examples = 500
     config.weak.model = config.evaluator.model = "embedded:gemma"
-    config.weak.learning_rate = 2e-3
+    config.weak.learning_rate = 4e-3
     config.strong.model = "embedded:mistral"
     config.strong.learning_rate = 1e-3
     config.sft.max_length = 256
     config.lora.rank = 16
     config.lora.alpha = 32.0
     config.evaluator.learning_rate = 3e-4
+    config.evaluator.epochs = 1
     config.decoding.max_new_tokens = 96
     config.dpo.learning_rate = 1e-4
     return config
