@@ -32,21 +32,38 @@ def rows_of(sequences: Sequence[Sequence[int]], pad: int, length: int) -> Rows:
     return Rows(tokens, np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape) * segments, segments)
 
 
+def cut(sample: Sample, max_length: int | None) -> Sample:
+    """The sample within `max_length` tokens (0 or None: any length); it loses its end, and all of it where no answer token is left."""
+    prompt, answer = sample
+    kept = answer[: max(0, max_length - len(prompt))] if max_length else answer
+    return (prompt, kept) if kept else ([], [])
+
+
+def documents(rows: Sequence[Sequence[Sample]], pad: int, normalize: Normalize, length: int, width: int) -> Batch:
+    """Rows of one or several samples each, `length` tokens long with room for `width` predictions; the loss is on answer tokens and EOS."""
+    n = len(rows)
+    tokens = np.full((n, length), pad, np.int32)
+    segments, positions = (np.zeros((n, length), np.int32) for _ in range(2))
+    places, targets = (np.zeros((n, width), np.int32) for _ in range(2))
+    weights, units = np.zeros((n, width), np.float32), np.zeros(n, np.float32)
+    for i, row in enumerate(rows):
+        start = used = 0
+        for number, (prompt, answer) in enumerate(row, 1):
+            size, m = len(prompt) + len(answer), len(answer)
+            here, these = slice(start, start + size), slice(used, used + m)
+            tokens[i, here], segments[i, here], positions[i, here] = prompt + answer, number, np.arange(size)
+            places[i, these], targets[i, these] = start + len(prompt) - 1 + np.arange(m), answer
+            weights[i, these] = 1 / max(m, 1) if normalize == "sequence" else 1
+            units[i] += min(m, 1) if normalize == "sequence" else m
+            start, used = start + size, used + m
+    return Batch(Rows(tokens, positions, segments), places, targets, weights, units)
+
+
 def completions(samples: Sequence[Sample], pad: int, normalize: Normalize, max_length: int | None = None) -> Batch:
-    """Samples as a batch whose loss is on answer tokens and EOS only; samples over `max_length` tokens lose their end."""
-    samples = [(prompt, answer[: max_length - len(prompt)]) if max_length else (prompt, answer) for prompt, answer in samples]
-    longest = max(len(prompt) + len(answer) for prompt, answer in samples)
-    rows = rows_of([prompt + answer for prompt, answer in samples], pad, bucket(longest))
-    width = bucket(max(len(answer) for _, answer in samples))
-    places, targets = (np.zeros((len(samples), width), np.int32) for _ in range(2))
-    weights, units = np.zeros((len(samples), width), np.float32), np.zeros(len(samples), np.float32)
-    for i, (prompt, answer) in enumerate(samples):
-        n = len(answer)
-        if not n:
-            continue
-        places[i, :n], targets[i, :n] = len(prompt) - 1 + np.arange(n), answer
-        weights[i, :n], units[i] = (1 / n, 1) if normalize == "sequence" else (1, n)
-    return Batch(rows, places, targets, weights, units)
+    """One sample a row, within `max_length` tokens."""
+    samples = [cut(sample, max_length) for sample in samples]
+    longest = [max(map(len, column)) for column in ([p + a for p, a in samples], [a for _, a in samples])]
+    return documents([[sample] for sample in samples], pad, normalize, bucket(longest[0]), bucket(longest[1]))
 
 
 @dataclass(frozen=True)
@@ -92,12 +109,49 @@ def _filled(groups: Sequence[Sequence], size: int, blank) -> list:
     return [item for group in groups for item in [*group, *[blank] * (size - len(group))]]
 
 
-def sft(sets: Sequence[Sequence[Sample]], epochs: Epochs, pad: int, normalize: Normalize, max_length: int) -> Callable[[int], Batch]:
-    """The SFT batch of every step, K data sets side by side."""
+def _packed(sizes: Sequence[int], length: int) -> list[list[int]]:
+    """Indices of `sizes` in rows of at most `length`: each, longest first, in the first row with room for it."""
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        row = next((r for r, left in enumerate(room) if left >= sizes[i]), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(length)
+        rows[row].append(i)
+        room[row] -= sizes[i]
+    return rows
+
+
+def _row_length(steps: Sequence[Sequence[int]]) -> int:
+    """Of the lengths from the longest sample to twice that, the one at which the packed steps have the fewest tokens."""
+    longest = bucket(max(max(sizes, default=1) for sizes in steps))
+    lengths = sorted({bucket(longest * i // 4) for i in range(4, 9)})
+    return min(lengths, key=lambda length: length * max(len(_packed(sizes, length)) for sizes in steps))
+
+
+def sft(
+    sets: Sequence[Sequence[Sample]], epochs: Epochs, pad: int, normalize: Normalize, max_length: int, multiple: int = 1
+) -> Callable[[int], Batch]:
+    """The SFT batch of every step, K data sets side by side, samples packed into rows; all steps have one shape.
+
+    The rows of a data set are a multiple of `multiple` (the microbatches).
+    """
+    kept = [[cut(sample, max_length) for sample in data] for data in sets]
+    sizes = [[len(prompt) + len(answer) for prompt, answer in data] for data in kept]
+    steps = [taken for step in range(epochs.steps) for taken in enumerate(epochs.at(step))]
+    length = _row_length([[sizes[k][i] for i in taken] for k, taken in steps])
+
+    def rows_of_step(k: int, taken: Sequence[int]) -> list[list[Sample]]:
+        return [[kept[k][taken[j]] for j in row] for row in _packed([sizes[k][i] for i in taken], length)]
+
+    packed = [rows_of_step(k, taken) for k, taken in steps]
+    count = multiple * -(-max(map(len, packed)) // multiple)
+    width = bucket(max(sum(len(answer) for _, answer in row) for rows in packed for row in rows))
 
     def at(step: int) -> Batch:
-        groups = [[data[i] for i in taken] for data, taken in zip(sets, epochs.at(step), strict=True)]
-        return completions(_filled(groups, epochs.batch, ([], [])), pad, normalize, max_length)
+        groups = [rows_of_step(k, taken) for k, taken in enumerate(epochs.at(step))]
+        return documents(_filled(groups, count, []), pad, normalize, length, width)
 
     return at
 

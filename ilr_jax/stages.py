@@ -80,7 +80,7 @@ def fine_tune(
         c, tokenizer = bench.config.sft, model.tokenizer
         data = [tokenised(model, pairs) for pairs in sets]
         epochs = Epochs(tuple(len(samples) for samples in data), c.batch, section.epochs, bench.config.seed)
-        at = batches.sft(data, epochs, tokenizer.pad, c.normalize, c.max_length)
+        at = batches.sft(data, epochs, tokenizer.pad, c.normalize, c.max_length, bench.config.compute.microbatches)
         adapters = lora.init(model.config, bench.lora, jax.random.split(bench.random_key(), len(data)))
         start = state.init({"adapters": adapters}, optimizer, epochs.totals)
         step = steps.sft_step(bench.setup(model, bench.lora), optimizer)

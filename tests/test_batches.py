@@ -1,3 +1,5 @@
+"""Batches of every kind: what is predicted where, what fills up, and which samples a step takes."""
+
 import numpy as np
 import pytest
 
@@ -57,10 +59,52 @@ def test_empty_data_is_refused():
         Epochs((0,), 4, 1, 0)
 
 
-def test_sft_batches_keep_adapters_in_equal_groups():
-    at = batches.sft([SAMPLES, SAMPLES[:1]], Epochs((2, 1), 2, 1, 0), pad=0, normalize="sequence", max_length=64)
-    batch = at(0)
-    assert batch.rows.tokens.shape[0] == 4 and batch.units.tolist() == [1, 1, 1, 0]
+def samples(count, seed=0):
+    """Samples that can be told apart: sample i is a prompt of tokens i and an answer that ends in 2."""
+    rng = np.random.default_rng(seed)
+    return [([i + 3] * int(rng.integers(5, 60)), [i + 3] * int(rng.integers(1, 30)) + [2]) for i in range(count)]
+
+
+def read(batch):
+    """(prompt, answer, weight) of every document of a batch, from what the model is shown and asked."""
+    found = []
+    for n, row in enumerate(batch.rows.segments):
+        for document in range(1, row.max() + 1):
+            where = np.flatnonzero(row == document)
+            assert batch.rows.positions[n, where].tolist() == list(range(len(where)))
+            asked = np.isin(batch.places[n], where) & (batch.weights[n] > 0)
+            tokens, answer = batch.rows.tokens[n, where].tolist(), batch.targets[n, asked].tolist()
+            assert tokens[len(tokens) - len(answer) :] == answer
+            assert batch.places[n, asked].tolist() == (where[0] + np.arange(len(tokens) - len(answer) - 1, len(tokens) - 1)).tolist()
+            found.append((tokens[: len(tokens) - len(answer)], answer, float(batch.weights[n, asked].sum())))
+    return found
+
+
+def test_sft_packs_every_sample_once_an_epoch_in_one_shape():
+    data, epochs = samples(21), Epochs((21,), batch=8, epochs=2, seed=0)
+    at = batches.sft([data], epochs, pad=0, normalize="sequence", max_length=128)
+    made = [at(step) for step in range(epochs.steps)]
+    assert len({batch.rows.tokens.shape + batch.places.shape for batch in made}) == 1
+    assert made[0].rows.tokens.size < sum(batches.bucket(len(p) + len(a)) for p, a in data[:8]) * 2
+    for epoch in (made[:3], made[3:]):
+        documents = [document for batch in epoch for document in read(batch)]
+        assert sorted(d[:2] for d in documents) == sorted(data)
+        np.testing.assert_allclose([weight for _, _, weight in documents], 1, rtol=1e-6)
+        assert sum(batch.units.sum() for batch in epoch) == 21
+
+
+def test_sft_rows_fall_into_equal_groups_and_microbatches():
+    sets = [samples(9), samples(2, seed=1)]
+    at = batches.sft(sets, Epochs((9, 2), 4, 1, 0), pad=0, normalize="token", max_length=128, multiple=3)
+    first, second = at(0), at(1)
+    half = first.units.shape[0] // 2
+    assert half % 3 == 0 and first.units[half:].sum() == sum(len(answer) for _, answer in sets[1])
+    assert second.units[half:].sum() == 0 < second.units[:half].sum()
+
+
+def test_a_prompt_that_leaves_no_room_for_an_answer_counts_nothing():
+    batch = batches.completions([([5] * 600, [8] * 100), *SAMPLES], 0, "sequence", max_length=512)
+    assert batch.rows.tokens.shape[1] == 32 and batch.units.tolist() == [0, 1, 1]
 
 
 def test_scoring_covers_all_rows_longest_first():

@@ -55,9 +55,5 @@ BOTH_MORE = (
     "{other} brings {n} more than {name}, and they count everything.",
 )
 ASIDE = ("{name} is {n} years old.", "The shop closes in {n} minutes.", "{other} lives {n} miles away.")
-ASK = (
-    "How many {unit} are there in the end?",
-    "How many {unit} does {holder} have now?",
-    "What is the number of {unit} at the end?",
-    "How many {unit} is that?",
-)
+ASK_ONE = ("How many {unit} does {holder} have now?", "How many {unit} are with {holder} in the end?")
+ASK = (*ASK_ONE, "How many {unit} are there in the end?", "What is the number of {unit} at the end?", "How many {unit} is that?")

@@ -210,7 +210,8 @@ def make(rng: random.Random) -> Problem:
             chain.say(say.ASIDE, n=rng.randint(5, 60))
         while len(chain.steps) < length:
             rng.choice(ONE_STEP + TWO_STEPS if len(chain.steps) < length - 1 else ONE_STEP)(chain)
-        chain.say(say.ASK, holder=chain.holder)
+        # Once it was shared, "in all" would mean everybody's.
+        chain.say(say.ASK if chain.holder == chain.name else say.ASK_ONE, holder=chain.holder)
         problem = Problem(" ".join(chain.text), tuple(chain.steps))
         if max(run(problem.steps)) <= LARGEST:
             return problem

@@ -87,6 +87,14 @@ def test_every_number_of_the_text_that_a_step_uses_is_in_the_text():
         assert used <= stated, problem.prompt
 
 
+def test_after_a_share_the_question_names_whose_part_is_asked_for():
+    shared = [p for p in problems("train", 600) if any(step.word == "share" for step in p.steps)]
+    assert len(shared) > 50
+    for problem in shared:
+        question = problem.prompt.split(". ")[-1]
+        assert any(name in question for names in wordmath.say.NAMES.values() for name in names), problem.prompt
+
+
 def test_wording_varies():
     found = problems("train", 600)
     openings = Counter(re.sub(r"[A-Z][a-z]+|\d+", "", p.prompt.split(".")[0]) for p in found)

@@ -13,6 +13,8 @@ import pytest
 import tiny_runs as tiny
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ilr_jax import batches
+from ilr_jax.batches import Epochs
 from ilr_jax.train import state as states
 from ilr_jax.train import steps
 from ilr_jax.train.optimizer import OptimizerConfig
@@ -113,6 +115,20 @@ def test_microbatches_of_several_adapters_and_pairs():
 def test_padding_changes_nothing(left):
     step = steps.sft_step(tiny.SETUP, ADAMW)
     assert_close(step(start(), tiny.base(), tiny.batch(LENGTHS, t=23, c=13, left=left)), sft_result())
+
+
+@pytest.mark.parametrize("normalize", ["sequence", "token"])
+def test_samples_packed_into_rows_give_the_same_step(normalize):
+    rng = np.random.default_rng(5)
+    data = [
+        ([int(t) for t in rng.integers(0, tiny.VOCAB, n)], [int(t) for t in rng.integers(0, tiny.VOCAB, 1 + n // 3)])
+        for n in (9, 20, 4, 13)
+    ]
+    packed = batches.sft([data], Epochs((4,), 4, 1, 0), 0, normalize, 64)(0)
+    assert packed.rows.segments.max() > 1
+    step = steps.sft_step(tiny.SETUP, ADAMW)
+    results = [step(start(), tiny.base(), batch) for batch in (packed, batches.completions(data, 0, normalize))]
+    assert_close(*results)
 
 
 def test_four_devices_give_the_same_step():
