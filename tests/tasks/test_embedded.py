@@ -11,6 +11,10 @@ import pytest
 from ilr_jax.models import config as model_config
 from ilr_jax.models import hf
 from ilr_jax.roles import EMBEDDED
+from ilr_jax.sample.generate import generate
+from ilr_jax.sample.requests import Request
+from ilr_jax.sample.rollout import SamplingSettings
+from ilr_jax.tasks.wordmath import WordMath
 from ilr_jax.tokenizer import Tokenizer
 
 NAMES = ("gemma", "mistral")
@@ -59,6 +63,16 @@ def test_the_models_share_one_tokenizer_whose_pad_is_not_its_eos(tokenizers):
     first, second = ((EMBEDDED / name / "tokenizer.json").read_bytes() for name in NAMES)
     assert first == second
     assert all(tokenizer.pad != tokenizer.eos for tokenizer in tokenizers.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_base_does_not_answer_in_the_fine_tuning_format(tokenizers, name):
+    task, tokenizer = WordMath(train_examples=16, test_examples=1, seed=5, grader="numeric"), tokenizers[name]
+    config, params = hf.load(EMBEDDED / name, dtype="float32")
+    requests = [Request(ids, 0, i) for i, ids in enumerate(tokenizer.prompts([e.prompt for e in task.train()]))]
+    settings = SamplingSettings(64, 0.0, slots=16)
+    answers = generate(config, params, None, requests, settings, eos=tokenizer.stops, pad=tokenizer.pad)
+    assert not any(task.usable(tokenizer.decode(completion.tokens)) for (completion,) in answers)
 
 
 def test_the_corpus_never_holds_the_fine_tuning_formats(corpus):
