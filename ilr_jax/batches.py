@@ -32,9 +32,16 @@ def rows_of(sequences: Sequence[Sequence[int]], pad: int, length: int) -> Rows:
     return Rows(tokens, np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape) * segments, segments)
 
 
+def _cut(sample: Sample, max_length: int | None) -> Sample:
+    """The sample without what is over `max_length` tokens (None or 0: no limit); nothing where the prompt leaves no room for an answer."""
+    prompt, answer = sample
+    room = max_length - len(prompt) if max_length else len(answer)
+    return (prompt, answer[:room]) if room > 0 else ([], [])
+
+
 def completions(samples: Sequence[Sample], pad: int, normalize: Normalize, max_length: int | None = None) -> Batch:
-    """Samples as a batch whose loss is on answer tokens and EOS only; samples over `max_length` tokens lose their end."""
-    samples = [(prompt, answer[: max_length - len(prompt)]) if max_length else (prompt, answer) for prompt, answer in samples]
+    """Samples as a batch whose loss is on answer tokens and EOS only, each cut to `max_length` (`_cut`); an empty one counts nothing."""
+    samples = [_cut(sample, max_length) for sample in samples]
     longest = max(len(prompt) + len(answer) for prompt, answer in samples)
     rows = rows_of([prompt + answer for prompt, answer in samples], pad, bucket(longest))
     width = bucket(max(len(answer) for _, answer in samples))
@@ -168,6 +175,7 @@ def preferences(data: Sequence[Preference], epochs: Epochs, pad: int, max_length
         n = len(group)
         halves = (take(both, slice(n)), take(both, slice(n, None)))
         reference = [np.array([getattr(p, f"reference_{side}") for p in group], np.float32) for side in ("chosen", "rejected")]
-        return PairBatch(*halves, reference[0], reference[1], np.array([bool(p.chosen[1]) for p in group], np.float32))
+        whole = (halves[0].units > 0) & (halves[1].units > 0)  # a pair counts only if something is left of both answers
+        return PairBatch(*halves, reference[0], reference[1], whole.astype(np.float32))
 
     return at
