@@ -157,6 +157,7 @@ def answer(
             key=bench.config.seed,
             pad=tokenizer.pad,
             dtype=bench.dtype,
+            attention=bench.config.compute.attention,
             progress=name,
         )
         rows = [

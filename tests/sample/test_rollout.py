@@ -31,10 +31,11 @@ def slow(name, params, request, copy=0, temperature=1.0, limit=WINDOW):
     return text[len(request.tokens) :], total, False
 
 
-def run(name, requests, params=None, adapters=None, lora=None, key=0, **settings):
+def run(name, requests, params=None, adapters=None, lora=None, key=0, progress=None, attention="gemm", **settings):
     settings = SamplingSettings(**({"max_new_tokens": WINDOW, "slots": 4, "chunk": 5, "bucket": 24} | settings))
     params = tiny.params(name) if params is None else params
-    return generate(tiny.CONFIGS[name], params, adapters, requests, settings, eos=EOS, lora=lora, key=key)
+    how = {"key": key, "progress": progress, "attention": attention}
+    return generate(tiny.CONFIGS[name], params, adapters, requests, settings, eos=EOS, lora=lora, **how)
 
 
 def tokens(found):
@@ -79,11 +80,28 @@ def test_k_adapters_in_one_pass_equal_separate_runs():
 def test_merging_a_single_adapter_changes_no_token():
     adapters, settings = tiny.adapters("llama", 1)
     config, params = tiny.CONFIGS["llama"], tiny.params("llama")
-    how = SamplingSettings(WINDOW, slots=4, chunk=5, bucket=24)
-    merged, apart = (generate(config, params, adapters, REQUESTS[:4], how, eos=EOS, lora=settings, merge=merge) for merge in (True, False))
-    assert tokens(merged) == tokens(apart)
-    by_hand = generate(config, lora.merge(params, adapters, settings), None, REQUESTS[:4], how, eos=EOS)
-    assert tokens(by_hand) == tokens(merged)
+    how = SamplingSettings(WINDOW, slots=8, chunk=5, bucket=24)
+    merged = generate(config, params, adapters, REQUESTS[:4], how, eos=EOS, lora=settings)
+    twice = jax.tree.map(lambda w: jnp.concatenate([w, w]), adapters)  # two adapters are never merged
+    assert tokens(generate(config, params, twice, REQUESTS[:4], how, eos=EOS, lora=settings)) == tokens(merged)
+    assert tokens(generate(config, lora.merge(params, adapters, settings), None, REQUESTS[:4], how, eos=EOS)) == tokens(merged)
+
+
+def test_prompts_are_read_with_the_attention_that_is_asked_for(monkeypatch):
+    seen, attend = [], jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *args, **how: (seen.append(how["implementation"]), attend(*args, **how))[1])
+    base = tokens(run("mistral", REQUESTS[4:7]))
+    assert not seen
+    assert tokens(run("mistral", REQUESTS[4:7], attention="xla")) == base and set(seen) == {"xla"}
+
+
+def test_progress_names_the_job_and_its_rates(capsys):
+    run("mistral", REQUESTS[4:7], progress="weak labels")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "weak labels: 0/3 prompts" and lines[-1].startswith("weak labels: 3/3 prompts, ")
+    assert " prompts/s, " in lines[-1] and " tokens/s" in lines[-1]
+    run("mistral", REQUESTS[4:7])
+    assert capsys.readouterr().err == ""
 
 
 def test_context_limits_what_is_generated():
