@@ -17,13 +17,13 @@ WINDOW = 10
 REQUESTS = tiny.requests(9)
 
 
-def slow(name, params, request, copy=0, temperature=1.0, limit=WINDOW):
+def slow(name, params, request, rule=(1.0,), copy=0, limit=WINDOW):
     """The definition: the whole forward at every token, a uniform for (key, id, copy, number of the token)."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), request.id), copy)
     text, total = list(request.tokens), 0.0
     for i in range(limit):
         logits = jnp.asarray(tiny.next_logits(tiny.CONFIGS[name], params, [text]))
-        token = int(sampling.draw(logits, jax.random.uniform(jax.random.fold_in(key, i))[None], temperature)[0])
+        token = int(sampling.draw(logits, jax.random.uniform(jax.random.fold_in(key, i))[None], *rule)[0])
         total += float(jax.nn.log_softmax(logits[0])[token])
         if token in EOS:
             return text[len(request.tokens) :], total, True
@@ -42,16 +42,22 @@ def tokens(found):
     return [[completion.tokens for completion in completions] for completions in found]
 
 
-@pytest.mark.parametrize("name, temperature", [("gemma", 0.0), ("mistral", 0.0), ("llama", 0.0), ("mistral", 1.0)])
-def test_equals_the_whole_forward_at_every_token(name, temperature):
+@pytest.mark.parametrize(
+    "name, rule", [("gemma", (0.0,)), ("mistral", (0.0,)), ("llama", (0.0,)), ("mistral", (1.0,)), ("llama", (0.9, 6, 0.7))]
+)
+def test_equals_the_whole_forward_at_every_token(name, rule):
     """Ragged prompts, the Mistral's beyond its window, in four slots that are taken again and again."""
-    params, found = tiny.params(name), run(name, REQUESTS, temperature=temperature, bucket=8 if temperature else 24)
+    params, temperature = tiny.params(name), rule[0]
+    how = dict(zip(("temperature", "top_k", "top_p"), rule, strict=False))
+    found = run(name, REQUESTS, **how, bucket=24 if temperature == 0 else 8)
     for request, (completion,) in zip(REQUESTS, found, strict=True):
-        expected, total, finished = slow(name, params, request, temperature=temperature)
+        expected, total, finished = slow(name, params, request, rule)
         assert (completion.tokens, completion.finished) == (expected, finished)
         assert completion.log_prob == pytest.approx(total, abs=1e-4)
     assert {completion.finished for (completion,) in found} == {True, False}
-    if temperature:  # one ends at once
+    for less in ((0.9,), (0.9, 6), (0.9, None, 0.7)) if len(rule) == 3 else ():  # both cuts matter to these answers
+        assert tokens(found)[:4] != [[slow(name, params, request, less)[0]] for request in REQUESTS[:4]]
+    if temperature == 1:  # one ends at once
         assert any(completion.finished and completion.tokens == [] for (completion,) in found)
 
 
