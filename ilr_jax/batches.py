@@ -32,7 +32,7 @@ def rows_of(sequences: Sequence[Sequence[int]], pad: int, length: int) -> Rows:
     return Rows(tokens, np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape) * segments, segments)
 
 
-def cut(sample: Sample, max_length: int | None) -> Sample:
+def _cut(sample: Sample, max_length: int | None) -> Sample:
     """The sample within `max_length` tokens (0 or None: any length); it loses its end, and all of it where no answer token is left."""
     prompt, answer = sample
     kept = answer[: max(0, max_length - len(prompt))] if max_length else answer
@@ -61,7 +61,7 @@ def documents(rows: Sequence[Sequence[Sample]], pad: int, normalize: Normalize, 
 
 def completions(samples: Sequence[Sample], pad: int, normalize: Normalize, max_length: int | None = None) -> Batch:
     """One sample a row, within `max_length` tokens."""
-    samples = [cut(sample, max_length) for sample in samples]
+    samples = [_cut(sample, max_length) for sample in samples]
     longest = [max(map(len, column)) for column in ([p + a for p, a in samples], [a for _, a in samples])]
     return documents([[sample] for sample in samples], pad, normalize, bucket(longest[0]), bucket(longest[1]))
 
@@ -137,7 +137,7 @@ def sft(
 
     The rows of a data set are a multiple of `multiple` (the microbatches).
     """
-    kept = [[cut(sample, max_length) for sample in data] for data in sets]
+    kept = [[_cut(sample, max_length) for sample in data] for data in sets]
     sizes = [[len(prompt) + len(answer) for prompt, answer in data] for data in kept]
     steps = [taken for step in range(epochs.steps) for taken in enumerate(epochs.at(step))]
     length = _row_length([[sizes[k][i] for i in taken] for k, taken in steps])
@@ -222,6 +222,7 @@ def preferences(data: Sequence[Preference], epochs: Epochs, pad: int, max_length
         n = len(group)
         halves = (take(both, slice(n)), take(both, slice(n, None)))
         reference = [np.array([getattr(p, f"reference_{side}") for p in group], np.float32) for side in ("chosen", "rejected")]
-        return PairBatch(*halves, reference[0], reference[1], np.array([bool(p.chosen[1]) for p in group], np.float32))
+        whole = (halves[0].units > 0) & (halves[1].units > 0)  # a pair counts only if something is left of both answers
+        return PairBatch(*halves, reference[0], reference[1], whole.astype(np.float32))
 
     return at

@@ -1,4 +1,4 @@
-"""Progress of a long job: a bar on a terminal, a plain line about every tenth of the way elsewhere.
+"""Progress of a long job: a bar on a terminal; elsewhere a plain line at the start, at every tenth of the way and every half minute.
 
 It prints, and nothing else: metrics go to files through their own code. Bars are drawn by `rich`.
 """
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-LINES = 10
+LINES, SECONDS = 10, 30
 
 
 def _show(value: Any) -> str:
@@ -48,6 +48,8 @@ class Progress:
             self._bar = Bar(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, refresh_per_second=4)
             self._task = self._bar.add_task(self.name, total=self.total, figures="")
             self._bar.start()
+        elif not self.quiet:  # compiling may take minutes before the first unit is done
+            print(f"{self.name}: {self._count()}", file=self.stream, flush=True)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -73,10 +75,12 @@ class Progress:
         return ", ".join(rates + [f"{key} {_show(value)}" for key, value in self.figures.items()])
 
     def _line_is_due(self) -> bool:
-        """After each tenth of the total; with an unknown total, every half minute."""
-        if self.total is None:
-            return time.monotonic() - self._said_at >= 30
-        return self.done * LINES // max(self.total, 1) > self._said * LINES // max(self.total, 1)
+        """After each tenth of the total, and where the last line is half a minute old."""
+        tenth = self.total is not None and self.done * LINES // max(self.total, 1) > self._said * LINES // max(self.total, 1)
+        return tenth or time.monotonic() - self._said_at >= SECONDS
+
+    def _count(self) -> str:
+        return f"{self.done}{'' if self.total is None else f'/{self.total}'} {self.unit}"
 
     def _line(self) -> None:
         self._said, self._said_at = self.done, time.monotonic()
@@ -84,5 +88,4 @@ class Progress:
             return
         elapsed = self._said_at - self._start
         left = f", {_clock(elapsed / self.done * (self.total - self.done))} left" if self.total and self.done else ""
-        of = f"/{self.total}" if self.total is not None else ""
-        print(f"{self.name}: {self.done}{of} {self.unit}, {self.summary()}, {_clock(elapsed)} elapsed{left}", file=self.stream, flush=True)
+        print(f"{self.name}: {self._count()}, {self.summary()}, {_clock(elapsed)} elapsed{left}", file=self.stream, flush=True)

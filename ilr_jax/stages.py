@@ -90,7 +90,7 @@ def fine_tune(
         if snapshots:
             taken = [load_adapters(bench, model, folder / "resume" / f"{i}.safetensors", 1) for i in range(1, snapshots + 1)]
             checkpoint.save_tree(folder / SNAPSHOTS, state.stack(taken))
-        cut = sum(len(prompt) + len(answer) > c.max_length for samples in data for prompt, answer in samples)
+        cut = sum(0 < c.max_length < len(prompt) + len(answer) for samples in data for prompt, answer in samples)
         return {"examples": list(epochs.sizes), "steps": list(epochs.totals), "cut_to_max_length": cut}
 
     return bench.store.run(Stage(name, settings, {"model": model.digest, "data": fingerprint(sets)}), build)
@@ -157,6 +157,7 @@ def answer(
             key=bench.config.seed,
             pad=tokenizer.pad,
             dtype=bench.dtype,
+            attention=bench.config.compute.attention,
             progress=name,
         )
         rows = [

@@ -16,6 +16,7 @@ COMPARISON = (
     "USER:\n{question}\n\nANSWER (A):\n{a}\n\nANSWER (B):\n{b}\n\n"
     "The holder of answer (A) is asked to change to answer (B). Does the holder accept?\n\nVERDICT:"
 )
+FILES = ("tokenizer.json", "tokenizer.model")  # without one, transformers makes up a tokenizer of a handful of entries
 
 
 class Tokenizer:
@@ -23,6 +24,10 @@ class Tokenizer:
 
     def __init__(self, folder: str | Path, config: ModelConfig):
         self.config = config
+        if not any((Path(folder) / name).is_file() for name in FILES):
+            raise ValueError(
+                f"{folder}: wanted {' or '.join(FILES)} there, found neither; copy the files of the model's tokenizer beside its weights"
+            )
         self._tokenizer = AutoTokenizer.from_pretrained(str(folder))
         if len(self._tokenizer) > config.vocab_size:
             raise ValueError(
@@ -38,8 +43,8 @@ class Tokenizer:
         self.pad: int = config.pad_token_id if config.pad_token_id is not None else eos
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, without special tokens."""
-        return self._tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+        """Ids of each text, without special tokens: a text that spells one out is tokenised like any other text."""
+        return self._tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"] if texts else []
 
     def prompts(self, questions: Sequence[str], room: int = 1) -> list[list[int]]:
         """Ids of each question as it is asked; `room` tokens must still fit behind it, else ValueError."""
@@ -56,7 +61,7 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of sampled ids (stop token already removed)."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def _fitting(self, rows: list[list[int]], questions: Sequence[str], room: int) -> list[list[int]]:
         limit = self.config.context - room

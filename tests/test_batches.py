@@ -39,6 +39,28 @@ def test_max_length_cuts_the_end_and_the_eos_with_it():
     assert batches.completions([([5, 6, 7], [8, 9, 2]), *SAMPLES], 0, "sequence", max_length=3).units[0] == 0
 
 
+def test_a_prompt_that_leaves_no_room_for_an_answer_counts_nothing():
+    for length in (5, 6, 9):
+        batch = batches.completions([([7] * length, [8, 9, 2]), SAMPLES[1]], 0, "token", max_length=5)
+        assert batch.units.tolist() == [0, 2] and not batch.weights[0].any() and not batch.rows.segments[0].any()
+    long = batches.completions([([7] * 600, [8] * 100)], 0, "sequence", max_length=512)
+    assert long.rows.tokens.shape[1] <= 512 and long.units.tolist() == [0]
+
+
+@pytest.mark.parametrize("unlimited", [None, 0])
+def test_no_max_length_cuts_nothing(unlimited):
+    batch = batches.completions([([7] * 600, [8] * 100)], 0, "token", max_length=unlimited)
+    assert batch.units.tolist() == [100] and batch.rows.segments.sum() == 700
+
+
+@pytest.mark.parametrize("longer", ["chosen", "rejected"])
+def test_a_pair_of_which_one_answer_is_cut_away_has_no_weight(longer):
+    sides = {"chosen": SAMPLES[1], "rejected": SAMPLES[1]} | {longer: ([7] * 9, [8, 2])}
+    data = [batches.Preference(**sides, reference_chosen=-1.0, reference_rejected=-2.0)]
+    assert batches.preferences(data, Epochs((1,), 2, 1, 0), 0, 64)(0).weight.tolist() == [1, 0]
+    assert batches.preferences(data, Epochs((1,), 2, 1, 0), 0, 9)(0).weight.tolist() == [0, 0]
+
+
 def test_epochs_visit_everything_once_per_epoch_and_stop_each_set_on_its_own():
     epochs = Epochs((10, 3), batch=4, epochs=2, seed=1)
     assert epochs.totals == (6, 2) and epochs.steps == 6
@@ -100,11 +122,6 @@ def test_sft_rows_fall_into_equal_groups_and_microbatches():
     half = first.units.shape[0] // 2
     assert half % 3 == 0 and first.units[half:].sum() == sum(len(answer) for _, answer in sets[1])
     assert second.units[half:].sum() == 0 < second.units[:half].sum()
-
-
-def test_a_prompt_that_leaves_no_room_for_an_answer_counts_nothing():
-    batch = batches.completions([([5] * 600, [8] * 100), *SAMPLES], 0, "sequence", max_length=512)
-    assert batch.rows.tokens.shape[1] == 32 and batch.units.tolist() == [0, 1, 1]
 
 
 def test_scoring_covers_all_rows_longest_first():

@@ -1,9 +1,12 @@
 """Progress: plain lines where there is no terminal, a bar where there is one."""
 
 import io
+import re
+from types import SimpleNamespace
 
 import pytest
 
+from ilr_jax import progress as progresses
 from ilr_jax.progress import Progress
 
 
@@ -12,22 +15,43 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.fixture
+def clock(monkeypatch) -> SimpleNamespace:
+    """A clock that stands still but where a test sets `now`."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(progresses, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr("rich.console.monotonic", lambda: clock.now)
+    return clock
+
+
 def test_about_ten_plain_lines_with_rates_and_figures():
     out = io.StringIO()
     with Progress("sft", 237, "steps", stream=out) as progress:
         for step in range(237):
             progress.advance(1, tokens=100, loss=1 / (step + 1))
     lines = out.getvalue().splitlines()
-    assert len(lines) == 10
-    assert lines[0].startswith("sft: 24/237 steps, ") and lines[-1].startswith("sft: 237/237 steps, ")
+    assert len(lines) == 11 and lines[0] == "sft: 0/237 steps"
+    assert lines[1].startswith("sft: 24/237 steps, ") and lines[-1].startswith("sft: 237/237 steps, ")
     assert all(word in lines[-1] for word in (" steps/s, ", " tokens/s, ", "loss 0.004219", " elapsed, ", "0:00 left"))
+
+
+def test_a_slow_job_has_a_line_every_half_minute(clock):
+    out = io.StringIO()
+    with Progress("sft", 100, "steps", stream=out) as progress:
+        for _ in range(11):
+            clock.now += 12
+            progress.advance(1, tokens=600)
+    found = [re.match(r"sft: (\d+)/100 steps", line)[1] for line in out.getvalue().splitlines()]
+    assert found == ["0", "3", "6", "9", "10", "11"]
+    assert "0.0833 steps/s, 50 tokens/s, 0:36 elapsed, 19:24 left" in out.getvalue()
 
 
 def test_a_short_job_ends_with_its_last_line():
     out = io.StringIO()
     with Progress("sample", None, "prompts", stream=out) as progress:
         progress.advance(3)
-    assert out.getvalue().startswith("sample: 3 prompts, ") and out.getvalue().count("\n") == 1
+    first, last = out.getvalue().splitlines()
+    assert first == "sample: 0 prompts" and last.startswith("sample: 3 prompts, ")
 
 
 def test_a_failed_job_does_not_claim_more():
@@ -35,7 +59,7 @@ def test_a_failed_job_does_not_claim_more():
     with pytest.raises(KeyError), Progress("x", 100, "steps", stream=out) as progress:
         progress.advance(1)
         raise KeyError
-    assert out.getvalue() == ""
+    assert out.getvalue() == "x: 0/100 steps\n"
 
 
 def test_quiet_says_nothing_and_counts():
@@ -45,8 +69,12 @@ def test_quiet_says_nothing_and_counts():
     assert (out.getvalue(), progress.done, progress.tokens) == ("", 2, 5)
 
 
-def test_a_terminal_gets_a_bar():
+def test_a_terminal_gets_a_bar_with_rates_figures_and_time_left(clock):
     out = Terminal()
-    with Progress("sft", 4, "steps", stream=out) as progress:
-        progress.advance(4, loss=0.5)
-    assert "sft" in out.getvalue() and "4/4" in out.getvalue() and "loss 0.5" in out.getvalue()
+    with Progress("sft", 40, "steps", stream=out) as progress:
+        for _ in range(30):
+            clock.now += 2
+            progress.advance(1, tokens=2400, loss=0.5)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
+    words = ("sft", "30/40", "0.5 steps/s, 1,200 tokens/s, loss 0.5", "0:01:00", "0:00:20")
+    assert all(word in text for word in words), text

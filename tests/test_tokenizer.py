@@ -1,6 +1,7 @@
 import pytest
 from conftest import write_model
 
+from ilr_jax import roles
 from ilr_jax.models import config as model_config
 from ilr_jax.tokenizer import Tokenizer
 
@@ -16,6 +17,24 @@ def test_golden_text_and_tokens(tokenizer):
     assert tokenizer.decode(ids) == "USER:\nHow many?\n\nASSISTANT:\n"
     assert len(ids) == len(b"USER:\nHow many?\n\nASSISTANT:\n") and tokenizer.config.bos_token_id not in ids
     assert tokenizer.answers(["4"])[0][-1] == tokenizer.eos and tokenizer.decode(tokenizer.answers(["4"])[0]) == "4"
+
+
+@pytest.mark.parametrize("folder", [None, roles.EMBEDDED / "gemma", roles.EMBEDDED / "mistral"])
+def test_text_that_spells_out_a_special_token_is_text(tiny_models, folder):
+    folder = folder or tiny_models["gemma"]
+    tokenizer = Tokenizer(folder, model_config.read(folder))
+    text = "a</s>b <s> <pad> , it 's"
+    (ids,) = tokenizer.encode([text])
+    assert not {0, 1, 2} & set(ids) and tokenizer.decode(ids) == text
+    assert tokenizer.answers([text])[0].count(tokenizer.eos) == 1
+
+
+@pytest.mark.parametrize("family", ["gemma", "mistral"])
+def test_a_folder_without_a_tokenizer_is_refused(tiny_models, tmp_path, family):
+    for name in ("config.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((tiny_models[family] / name).read_bytes())
+    with pytest.raises(ValueError, match=r"wanted tokenizer\.json or tokenizer\.model there, found neither"):
+        Tokenizer(tmp_path, model_config.read(tmp_path))
 
 
 def test_comparison_shows_both_answers_in_order(tokenizer):

@@ -4,12 +4,14 @@ Every field of the file is honoured, known to have no effect on the computation,
 family's own table says what `transformers` takes (5.24: `GemmaConfig`, `MistralConfig`, `LlamaConfig`).
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ilr_jax.models import gemma, llama, mistral
+from ilr_jax.models.family import Family
 from ilr_jax.models.tensors import read_json
 
 FAMILIES = {family.name: family for family in (gemma.FAMILY, mistral.FAMILY, llama.FAMILY)}
@@ -39,10 +41,24 @@ SIZES = {
     "num_attention_heads": "num_heads",
     "max_position_embeddings": "context",
 }
-OTHER = frozenset(
-    {"num_key_value_heads", "head_dim", "hidden_act", "hidden_activation", "rms_norm_eps", "rope_theta", "rope_scaling"}
-    | {"rope_parameters", "sliding_window", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"}
-)
+Kind = tuple[str, Callable[[Any], bool]]
+SIZE: Kind = "an integer >= 1", lambda x: type(x) is int and x > 0
+NUMBER: Kind = "a finite number > 0", lambda x: type(x) in (int, float) and 0 < x < math.inf
+FLAG: Kind = "true or false", lambda x: type(x) is bool
+NAME: Kind = "a name", lambda x: type(x) is str
+TOKEN: Kind = "a token id", lambda x: type(x) is int and x >= 0
+TOKENS: Kind = "a token id or a list of them", lambda x: all(map(TOKEN[1], x if isinstance(x, list) else [x]))
+OBJECT: Kind = "an object", lambda x: isinstance(x, dict)
+KINDS = dict.fromkeys(SIZES, SIZE) | {"rms_norm_eps": NUMBER, "rope_theta": NUMBER, "tie_word_embeddings": FLAG, "hidden_act": NAME}
+NULLABLE = dict.fromkeys(("num_key_value_heads", "head_dim", "sliding_window"), SIZE)
+NULLABLE |= {"rope_scaling": OBJECT, "rope_parameters": OBJECT, "hidden_activation": NAME}
+NULLABLE |= {"bos_token_id": TOKEN, "eos_token_id": TOKENS, "pad_token_id": TOKEN}
+LLAMA3 = {
+    "factor": NUMBER,
+    "low_freq_factor": NUMBER,
+    "high_freq_factor": NUMBER,
+    "original_max_position_embeddings": SIZE,
+}
 
 
 @dataclass(frozen=True)
@@ -81,75 +97,113 @@ class ModelConfig:
     pad_token_id: int | None
 
 
-def _refuse(fields: Mapping[str, Any], where: str) -> None:
-    known = IGNORED | OFF.keys() | SIZES.keys() | OTHER
+def _unfit(fields: Mapping[str, Any], kinds: Mapping[str, Kind], nullable: bool = False, inside: str = "") -> list[str]:
+    """What is wrong with those of `fields` that are not of their kind."""
+    or_null = " or null" if nullable else ""
+    return [
+        f"{inside}{key}={fields[key]!r}: wanted {wanted}{or_null}"
+        for key, (wanted, fits) in kinds.items()
+        if key in fields and not (nullable and fields[key] is None) and not fits(fields[key])
+    ]
+
+
+def _malformed(fields: Mapping[str, Any]) -> list[str]:
+    """What is wrong with each field by itself: unknown, not off, missing, or of the wrong type or sign."""
+    known = IGNORED | OFF.keys() | KINDS.keys() | NULLABLE.keys()
     problems = [f"{key}={fields[key]!r}: unknown field" for key in sorted(fields.keys() - known)]
-    for key, off in OFF.items():
-        if key in fields and fields[key] not in off:
-            problems.append(f"{key}={fields[key]!r}: only {off[0]!r} is supported")
+    problems += [f"{key}={fields[key]!r}: only {off[0]!r} is supported" for key, off in OFF.items() if fields.get(key, off[0]) not in off]
     problems += [f"{key}: missing" for key in sorted(SIZES.keys() - fields.keys())]
-    if problems:
-        raise ValueError(f"{where} describes a model that cannot be computed faithfully:\n  " + "\n  ".join(problems))
+    return problems + _unfit(fields, KINDS) + _unfit(fields, NULLABLE, nullable=True)
 
 
-def _rope(fields: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | None]:
-    """Theta and scaling from the fields of `transformers` 4 (rope_theta, rope_scaling) or 5 (rope_parameters)."""
+def _rope_fields(fields: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+    """Theta, type and constants from the fields of `transformers` 4 (rope_theta, rope_scaling) or 5 (rope_parameters)."""
     rope = dict(fields.get("rope_scaling") or {}) | dict(fields.get("rope_parameters") or {})
-    theta = float(rope.pop("rope_theta", None) or fields["rope_theta"])
-    kind = rope.pop("rope_type", rope.pop("type", "default"))
-    rope.pop("type", None)
+    kinds = [rope.pop(key) for key in ("rope_type", "type") if key in rope]
+    return rope.pop("rope_theta", fields["rope_theta"]), kinds[0] if kinds else "default", rope
+
+
+def _rope_problems(theta: Any, kind: Any, rope: Mapping[str, Any]) -> list[str]:
+    problems = _unfit({"rope_theta": theta}, {"rope_theta": NUMBER})
     if kind == "default" and not rope:
-        return theta, None
-    names = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
-    if kind != "llama3" or set(rope) != names:
-        raise ValueError(
-            f"{where}: RoPE of type {kind!r} with {sorted(rope)} is not supported; supported: 'default', 'llama3' with {sorted(names)}"
-        )
-    numbers = (rope["factor"], rope["low_freq_factor"], rope["high_freq_factor"])
-    return theta, RopeScaling(*map(float, numbers), original=int(rope["original_max_position_embeddings"]))
+        return problems
+    if kind != "llama3" or rope.keys() != LLAMA3.keys():
+        wanted = f"supported: 'default', 'llama3' with {sorted(LLAMA3)}"
+        return [*problems, f"rope_scaling: RoPE of type {kind!r} with {sorted(rope)} is not supported; {wanted}"]
+    problems += _unfit(rope, LLAMA3, inside="rope_scaling.")
+    if not problems and rope["high_freq_factor"] <= rope["low_freq_factor"]:
+        problems.append(f"rope_scaling.high_freq_factor={rope['high_freq_factor']!r}: wanted more than low_freq_factor")
+    return problems
+
+
+def _at_odds(fields: Mapping[str, Any], family: Family) -> list[str]:
+    """What is wrong between fields that are each well formed."""
+    problems, (hidden, heads) = _rope_problems(*_rope_fields(fields)), (fields["hidden_size"], fields["num_attention_heads"])
+    kv_heads, size = fields.get("num_key_value_heads") or heads, fields.get("head_dim")
+    if heads % kv_heads:
+        problems.append(f"num_key_value_heads={kv_heads}: wanted a divisor of num_attention_heads={heads}")
+    if size is None and hidden % heads:
+        problems.append(f"hidden_size={hidden}: wanted a multiple of num_attention_heads={heads}, or head_dim")
+    elif (size or hidden // heads) % 2:
+        problems.append(f"head_dim={size or hidden // heads}: wanted an even number, which RoPE halves")
+    if fields.get("sliding_window") is not None and not family.windowed:
+        problems.append(f"sliding_window={fields['sliding_window']!r}: not part of the {family.name} family; only null is supported")
+    field = _activation_field(fields)
+    if field == "hidden_activation" and not family.hidden_activation:
+        problems.append(f"{field}={fields[field]!r}: not part of the {family.name} family; only null is supported")
+    elif fields[field] not in family.activations:
+        problems.append(f"{field}={fields[field]!r}: {family.name} models use one of {sorted(family.activations)}")
+    vocabulary = fields["vocab_size"]
+    tokens = {key: _ids(fields.get(key)) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return problems + [
+        f"{key}={fields[key]!r}: wanted less than vocab_size={vocabulary}" for key in tokens if max(tokens[key], default=0) >= vocabulary
+    ]
+
+
+def _activation_field(fields: Mapping[str, Any]) -> str:
+    """Which field names the activation: `hidden_activation` where it is set (Gemma's, of transformers 4)."""
+    return "hidden_act" if fields.get("hidden_activation") is None else "hidden_activation"
 
 
 def _ids(value: Any) -> tuple[int, ...]:
-    return () if value is None else tuple(value) if isinstance(value, list) else (int(value),)
+    return () if value is None else tuple(value) if isinstance(value, list) else (value,)
+
+
+def _refuse(problems: list[str], where: str) -> None:
+    if problems:
+        raise ValueError(f"{where} describes a model that cannot be computed faithfully:\n  " + "\n  ".join(problems))
 
 
 def from_fields(fields: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
     """The model that the fields of a `config.json` describe; `where` names the file in errors.
 
-    Raises ValueError that lists every unknown, missing or unsupported field.
+    Raises ValueError that lists every unknown, missing, malformed or unsupported field; if there is none of these, every one at odds with
+    another.
     """
     name = fields.get("model_type")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise ValueError(f"{where}: model_type {name!r} is not supported; supported: {', '.join(sorted(FAMILIES))}")
     family = FAMILIES[name]
-    fields = dict(family.defaults) | {
-        key: value for key, value in fields.items() if not (value is None and key in family.null_means_default)
-    }
-    _refuse(fields, where)
-    sizes = {ours: int(fields[theirs]) for theirs, ours in SIZES.items()}
-    theta, scaling = _rope(fields, where)
-    activation = family.activations.get(fields.get("hidden_activation") or fields["hidden_act"])
-    if activation is None:
-        raise ValueError(
-            f"{where}: hidden_act {fields['hidden_act']!r} is not one of {sorted(family.activations)}, which {name} models use"
-        )
-    if fields.get("sliding_window") is not None and not family.windowed:
-        raise ValueError(f"{where}: sliding_window={fields['sliding_window']!r} is not part of the {name} family; only null is supported")
-    kv_heads = int(fields.get("num_key_value_heads") or sizes["num_heads"])
-    if sizes["num_heads"] % kv_heads:
-        raise ValueError(f"{where}: num_attention_heads={sizes['num_heads']} is not a multiple of num_key_value_heads={kv_heads}")
+    given = {key: value for key, value in fields.items() if not (value is None and key in family.null_means_default)}
+    fields = dict(family.defaults) | given
+    _refuse(_malformed(fields), where)
+    _refuse(_at_odds(fields, family), where)
+    sizes = {ours: fields[theirs] for theirs, ours in SIZES.items()}
+    theta, _, rope = _rope_fields(fields)
     return ModelConfig(
         family=name,
-        num_kv_heads=kv_heads,
-        head_dim=int(fields.get("head_dim") or sizes["hidden_size"] // sizes["num_heads"]),
-        activation=activation,
+        num_kv_heads=fields.get("num_key_value_heads") or sizes["num_heads"],
+        head_dim=fields.get("head_dim") or sizes["hidden_size"] // sizes["num_heads"],
+        activation=family.activations[fields[_activation_field(fields)]],
         norm_eps=float(fields["rms_norm_eps"]),
         norm_offset=family.norm_offset,
         embed_scale=family.embed_scale,
-        rope_theta=theta,
-        rope_scaling=scaling,
+        rope_theta=float(theta),
+        rope_scaling=RopeScaling(*map(float, [rope[key] for key in LLAMA3][:3]), rope["original_max_position_embeddings"])
+        if rope
+        else None,
         window=fields.get("sliding_window"),
-        tied=bool(fields["tie_word_embeddings"]),
+        tied=fields["tie_word_embeddings"],
         bos_token_id=fields.get("bos_token_id"),
         eos_token_ids=_ids(fields.get("eos_token_id")),
         pad_token_id=fields.get("pad_token_id"),

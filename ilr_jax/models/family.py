@@ -31,5 +31,6 @@ class Family:
     activations: Mapping[str, str]
     windowed: bool
     defaults: Mapping[str, Any]
+    hidden_activation: bool = False  # whether that field, where it is set, overrules hidden_act
     null_means_default: frozenset[str] = frozenset()
     keys: Mapping[str, str] = field(default_factory=lambda: KEYS)

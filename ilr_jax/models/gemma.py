@@ -20,5 +20,6 @@ FAMILY = Family(
         "max_position_embeddings": 8192,
         "num_key_value_heads": 16,
     },
+    hidden_activation=True,
     null_means_default=frozenset({"rope_theta"}),
 )

@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from ilr_jax.models import decoder
+from ilr_jax.models.attention import Implementation
 from ilr_jax.models.cache import Cache, empty_part
 from ilr_jax.models.config import ModelConfig
 from ilr_jax.sample import slots
@@ -104,11 +105,11 @@ def blank(config: ModelConfig, dtype: DTypeLike, settings: BeamSettings, prompts
     return Beams(cache, hidden, ancestors, scores, tokens, none, none, none, none == 0, pool)
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-def admit(config: ModelConfig, dtype: DTypeLike, weights: Any, state: Beams, fill: Fill) -> Beams:
+@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
+def admit(config: ModelConfig, dtype: DTypeLike, attention: Implementation, weights: Any, state: Beams, fill: Fill) -> Beams:
     """New prompts in free slots. All beams start alike, so only the first one counts in the first step."""
     params, adapters = weights
-    hidden, cache = slots.prefill(decoder.bind(config, params), adapters, state.cache, fill, dtype)
+    hidden, cache = slots.prefill(decoder.bind(config, params), adapters, state.cache, fill, dtype, attention)
     at = lambda old, new: old.at[fill.target].set(new, mode="drop")
     first = jnp.where(jnp.arange(state.log_prob.shape[1]) == 0, 0.0, NOTHING)
     return Beams(

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray
 
 from ilr_jax.models import lora as lora_
+from ilr_jax.models.attention import Implementation
 from ilr_jax.models.config import ModelConfig
 from ilr_jax.models.lora import Adapters, Lora
 from ilr_jax.progress import Progress
@@ -38,15 +39,16 @@ def generate(
     key: PRNGKeyArray | int = 0,
     pad: int = 0,
     dtype: DTypeLike = jnp.float32,
-    merge: bool = True,
+    attention: Implementation = "gemm",
     progress: str | None = None,
 ) -> list[list[Completion]]:
     """The completions of each request, in the order of the requests: `settings.n` samples, or the one that beam search ranks first.
 
-    `adapters` [K, ...] come with their `lora`; None decodes with the bare `params`. A single adapter is merged into the weights unless
-    `merge` is False. Samples are drawn from `key` (or the key of a seed), the request's `id` and the sample's number, whatever else is
-    being decoded. Any of `eos` ends an answer; `pad` is any id of the vocabulary and has no effect. `dtype` is that of the computation.
-    `progress` names the job on the terminal; None is silent. Raises ValueError for a request that the model cannot answer.
+    `adapters` [K, ...] come with their `lora`; None decodes with the bare `params`. A single adapter is merged into the weights.
+    Samples are drawn from `key` (or the key of a seed), the request's `id` and the sample's number, whatever else is being decoded. Any of
+    `eos` ends an answer; `pad` is any id of the vocabulary and has no effect. `dtype` is that of the computation; `attention` is how
+    prompts are read (decoding over the cache has one way). `progress` names the job on the terminal; None is silent. Raises ValueError for
+    a request that the model cannot answer.
     """
     if (adapters is None) != (lora is None):
         raise ValueError("adapters and lora: wanted both or neither; `lora` says how the adapters are scaled")
@@ -56,18 +58,28 @@ def generate(
         return []
     weights = (params, None)
     if adapters is not None and lora is not None:
-        weights = (_merge(params, adapters, lora), None) if merge and count == 1 else (params, _prepare(adapters, lora, dtype))
+        weights = (_merge(params, adapters, lora), None) if count == 1 else (params, _prepare(adapters, lora, dtype))
     key = jax.random.key(key) if isinstance(key, int) else key
     common = config, jnp.dtype(dtype), weights, tuple(eos)
-    machine = _samples(settings, key, *common) if isinstance(settings, SamplingSettings) else _beams(settings, *common)
+    machine = (
+        _samples(settings, key, attention, *common) if isinstance(settings, SamplingSettings) else _beams(settings, attention, *common)
+    )
     with Progress(progress or "", len(requests), "prompts", quiet=progress is None) as bar:
         return Engine(machine, requests, count, config.context, pad).run(bar)
 
 
-def _samples(settings: SamplingSettings, key: PRNGKeyArray, config: ModelConfig, dtype: Any, weights: Any, eos: tuple[int, ...]) -> Machine:
+def _samples(
+    settings: SamplingSettings,
+    key: PRNGKeyArray,
+    attention: Implementation,
+    config: ModelConfig,
+    dtype: Any,
+    weights: Any,
+    eos: tuple[int, ...],
+) -> Machine:
     return Machine(
         blank=lambda rows, length: rollout.blank(config, dtype, rows, length, settings.max_new_tokens),
-        admit=lambda state, fill: rollout.admit(config, dtype, weights, state, fill, key),
+        admit=lambda state, fill: rollout.admit(config, dtype, attention, weights, state, fill, key),
         advance=partial(rollout.advance, config, dtype, settings.rule, eos, settings.chunk, weights),
         rows=settings.slots,
         copies=settings.n,
@@ -76,10 +88,12 @@ def _samples(settings: SamplingSettings, key: PRNGKeyArray, config: ModelConfig,
     )
 
 
-def _beams(settings: BeamSettings, config: ModelConfig, dtype: Any, weights: Any, eos: tuple[int, ...]) -> Machine:
+def _beams(
+    settings: BeamSettings, attention: Implementation, config: ModelConfig, dtype: Any, weights: Any, eos: tuple[int, ...]
+) -> Machine:
     return Machine(
         blank=lambda rows, length: beam.blank(config, dtype, settings, rows, length),
-        admit=lambda state, fill: beam.admit(config, dtype, weights, state, fill),
+        admit=lambda state, fill: beam.admit(config, dtype, attention, weights, state, fill),
         advance=partial(beam.advance, config, dtype, settings, eos, weights),
         rows=settings.prompts,
         copies=1,

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from ilr_jax.models import decoder
+from ilr_jax.models.attention import Implementation
 from ilr_jax.models.cache import Cache, empty_part
 from ilr_jax.models.config import ModelConfig
 from ilr_jax.sample import sampling, slots
@@ -70,11 +71,13 @@ def blank(config: ModelConfig, dtype: DTypeLike, rows: int, prompt: int, window:
     return Samples(cache, hidden, jax.random.split(jax.random.key(0), rows), none, none, none, tokens, none.astype(jnp.float32), none > 0)
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-def admit(config: ModelConfig, dtype: DTypeLike, weights: Any, state: Samples, fill: Fill, key: PRNGKeyArray) -> Samples:
+@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
+def admit(
+    config: ModelConfig, dtype: DTypeLike, attention: Implementation, weights: Any, state: Samples, fill: Fill, key: PRNGKeyArray
+) -> Samples:
     """New samples in free slots. A sample's draws come from its request's id, its number among that request's samples, and the key."""
     params, adapters = weights
-    hidden, cache = slots.prefill(decoder.bind(config, params), adapters, state.cache, fill, dtype)
+    hidden, cache = slots.prefill(decoder.bind(config, params), adapters, state.cache, fill, dtype, attention)
     own = jax.vmap(lambda i, copy: jax.random.fold_in(jax.random.fold_in(key, i), copy))(fill.ids, fill.copies)
     at = lambda old, new: old.at[fill.target].set(new, mode="drop")
     return Samples(

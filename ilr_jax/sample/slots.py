@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from ilr_jax.models.attention import Implementation
 from ilr_jax.models.cache import Cache, Part
 from ilr_jax.models.decoder import Decoder, Unstacked
 from ilr_jax.types import Rows
@@ -49,9 +50,11 @@ def put(old: Array, new: Array, fill: Fill) -> Array:
     return old.at[fill.target].set(new[fill.source].astype(old.dtype), mode="drop")
 
 
-def prefill(model: Decoder, adapters: Any, cache: Cache, fill: Fill, dtype: DTypeLike) -> tuple[Float[Array, "F D"], Cache]:
+def prefill(
+    model: Decoder, adapters: Any, cache: Cache, fill: Fill, dtype: DTypeLike, attention: Implementation
+) -> tuple[Float[Array, "F D"], Cache]:
     """Hidden states at the last token of each prompt, and the cache with the prompts in their slots and the slots' rings empty."""
-    hidden, part = model(fill.rows, adapters, dtype=dtype, keep=True)
+    hidden, part = model(fill.rows, adapters, dtype=dtype, attention=attention, keep=True)
     assert part is not None
     last = jnp.sum(fill.rows.segments, axis=1) - 1
     prompt = jax.tree.map(lambda old, new: put(old, new, fill), cache.prompt, part)

@@ -113,6 +113,7 @@ def _verified(folder: Path) -> dict[str, Any]:
 def restore(folder: Path, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
     """Step, tree and note of the newest undamaged save, the arrays placed as those of `like`; None where there is none.
 
+    The arrays of `like` are deleted once such a save is found: what is read takes their room.
     Logs a warning that names the file for each damaged save that is passed over. ValueError where a save has other names, shapes or dtypes.
     """
     for step in _steps(folder):
@@ -123,8 +124,11 @@ def restore(folder: Path, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
             logging.getLogger(__name__).warning("%s; going back to the save before it", error)
             continue
         _compare(body["arrays"], _described(like), path)
+        blank = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+        for leaf in jax.tree.leaves(like):
+            leaf.delete()
         with ocp.StandardCheckpointer() as checkpointer:
-            return step, checkpointer.restore(path / "tree", like), body["note"]
+            return step, checkpointer.restore(path / "tree", blank), body["note"]
     return None
 
 

@@ -65,8 +65,9 @@ class Journal:
         self._write(step, values)
         used = [v for v in values["loss"] if v is not None]
         tokens, now = sum(v or 0 for v in values["tokens"]), time.monotonic()
-        self._board.add_scalar("tokens_per_second", tokens / max(now - self._time, 1e-9), step)
-        self._time = now
+        took, self._time = max(now - self._time, 1e-9), now
+        self._board.add_scalar("step_time_sec", took, step)
+        self._board.add_scalar("tokens_per_sec", tokens / took, step)
         self._progress.advance(1, tokens=tokens, loss=sum(used) / max(len(used), 1))
 
     def validation(self, step: int, value: float) -> None:
@@ -85,7 +86,7 @@ class Journal:
             loss, norm = (float(np.asarray(metrics[name])[k]) for name in ("loss", "grad_norm"))
             raise NonFiniteLoss(
                 f"{self.name}: adapter {k} has loss {loss} and gradient norm {norm} at step {step}, wanted finite numbers; that step "
-                "was not applied. Lower the learning rate, clip the gradient, or look at the batch of that step"
+                "was not applied. Lower the learning rate, or look at the batch of that step"
             )
 
     def _write(self, step: int, values: Mapping[str, list]) -> None:

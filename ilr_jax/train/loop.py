@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from ilr_jax.train.state import Trainable, TrainState
 from ilr_jax.train.steps import Step
 
 AHEAD = 2
+PAUSE = 20  # times what the last save took: saving never eats more than a twentieth of a run
 _copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
@@ -37,7 +38,7 @@ class Fitted(NamedTuple):
 
 @dataclass
 class _Run:
-    """What a save holds: the state, and what early stopping remembers."""
+    """What a save holds: the state, and what early stopping remembers; and when it was saved and how long that took."""
 
     state: TrainState
     best_tree: Any
@@ -45,6 +46,8 @@ class _Run:
     best: float | None = None
     best_step: int = 0
     bad: int = 0
+    saved: float = field(default_factory=lambda: time.monotonic())
+    took: float = 0.0
 
     def resume(self, folder: Path) -> None:
         found = checkpoint.restore(folder, {"state": self.state, "best": self.best_tree})
@@ -53,9 +56,15 @@ class _Run:
             self.state, self.best_tree = TrainState(*trees["state"]), trees["best"]
             self.best, self.best_step, self.bad = note["best"], note["best_step"], note["bad"]
 
+    def save_is_due(self, seconds: float, steps: int | None) -> bool:
+        waited = time.monotonic() - self.saved
+        return waited >= max(seconds, PAUSE * self.took) or (steps is not None and self.done % steps == 0)
+
     def save(self, folder: Path) -> None:
-        note = {"best": self.best, "best_step": self.best_step, "bad": self.bad}
+        note, start = {"best": self.best, "best_step": self.best_step, "bad": self.bad}, time.monotonic()
         checkpoint.save(folder, self.done, {"state": self.state, "best": self.best_tree}, note)
+        self.saved = time.monotonic()
+        self.took = self.saved - start
 
     def judge(self, value: float) -> None:
         if self.best is None or value < self.best:
@@ -67,7 +76,7 @@ class _Run:
 def _start(state: TrainState, folder: Path, keep_best: bool) -> _Run:
     with files.explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    run = _Run(_copy(state), _copy(state.trainable) if keep_best else {})  # steps donate their state; the caller's stays
+    run = _Run(state, _copy(state.trainable) if keep_best else {})
     run.resume(folder)
     return run
 
@@ -116,19 +125,20 @@ def fit(
     save_seconds: float = 60.0,
     save_steps: int | None = None,
 ) -> Fitted:
-    """Train from `state` (which stays usable) for `steps` steps on `batch_at(0)`, `batch_at(1)`, ..., or go on from the save in `folder`.
+    """Train from `state` for `steps` steps on `batch_at(0)`, `batch_at(1)`, ..., or go on from the save in `folder`.
 
-    `put` moves a batch to the devices. `validate` gives a loss every `validate_every` steps and at the end; after `patience` of them that
-    are no better than the best, training stops, and the best weights are returned. `on_snapshot(i, trainable)` gets a copy after
-    i/`snapshots` of the steps; after a kill it may be called again, with the same. Saves every `save_seconds` or `save_steps`;
-    `checkpoint.clear(folder)` deletes them. Writes `metrics.jsonl` and `tensorboard/` into `folder`. Raises NonFiniteLoss, StorageError,
-    and what `batch_at` raises.
+    The state is donated, so that it is in memory once: do not use it, or what it was made from, afterwards. `put` moves a batch to the
+    devices. `validate` gives a loss every `validate_every` steps and at the end; after `patience` of them that are no better than the best,
+    training stops, and the best weights are returned. `on_snapshot(i, trainable)` gets a copy after i/`snapshots` of the steps; after a
+    kill it may be called again, with the same. Saves every `save_seconds` (less often where saving is slow) or `save_steps`. Writes
+    `metrics.jsonl` and `tensorboard/` into `folder`. Raises NonFiniteLoss, StorageError, and what `batch_at` raises.
     """
-    if steps < 1 or (validate and validate_every < 1):
-        raise ValueError(f"{name}: wanted steps >= 1, and validate_every >= 1 with validate; got {steps} and {validate_every}")
+    if steps < 1 or patience < 1 or (validate and validate_every < 1):
+        wanted = "steps and patience >= 1, and validate_every >= 1 with validate"
+        raise ValueError(f"{name}: wanted {wanted}; got {steps}, {patience} and {validate_every}")
     folder = Path(folder)
     run = _start(state, folder, keep_best=validate is not None)
-    saved, late = time.monotonic(), []
+    late = []
     batches = _ahead(lambda i: put(batch_at(i)), run.done, steps)
     with Journal(folder, name, run.done, steps) as journal, closing(batches):
         while run.done < steps and run.bad < patience:
@@ -137,7 +147,7 @@ def fit(
             late.append((run.done, metrics))
             validating = validate and (run.done % validate_every == 0 or run.done == steps)
             parts = _due(run.done, steps, snapshots if on_snapshot else 0)
-            saving = time.monotonic() - saved >= save_seconds or (save_steps is not None and run.done % save_steps == 0)
+            saving = run.save_is_due(save_seconds, save_steps)
             # One step stays under way while the metrics of the one before are fetched, unless its result is needed now.
             _report(journal, late, 0 if validating or parts or saving or run.done == steps else 1)
             if validate and validating:
@@ -150,7 +160,6 @@ def fit(
             if saving:
                 journal.sync()
                 run.save(folder)
-                saved = time.monotonic()
     if run.best is not None:
         run.state = run.state._replace(trainable=run.best_tree)
     return Fitted(run.state, run.done, run.best, run.best_step)

@@ -44,7 +44,7 @@ def adapters_in(trainable: Trainable) -> int:
 def init(trainable: Trainable, optimizer: OptimizerConfig, total: Sequence[int], peak: Sequence[float] | None = None) -> TrainState:
     """A state before its first step; `total` and `peak` (default: the config's learning rate) have one entry per adapter.
 
-    It holds the arrays of `trainable` themselves, which a step then donates; `loop.fit` works on a copy.
+    It holds the arrays of `trainable` themselves, which a step, and `loop.fit`, then donates.
 
     Raises ValueError where their lengths are not K, or a leaf is not float32 (an update of 1e-6 is lost on bfloat16 weights).
     """

@@ -12,8 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_models as tiny
+from safetensors.numpy import load_file
 
-from ilr_jax.models import config, decoder, heads, hf, lora, peft
+from ilr_jax import batches
+from ilr_jax.models import config, heads, hf, lora, peft
+from ilr_jax.train import losses, steps
 from ilr_jax.types import Rows
 
 torch = pytest.importorskip("torch")
@@ -78,28 +81,25 @@ def test_logits(case):
     assert difference(tiny.logits(case.settings, case.params, case.rows), case.plain, case.rows) <= LOGITS
 
 
-def weights_of_targets(rows) -> np.ndarray:
-    """1 where position t predicts a completion token of its own row, [N, T - 1]."""
-    segments, positions = np.asarray(rows.segments), np.asarray(rows.positions)
-    return ((segments[:, 1:] > 0) & (segments[:, :-1] > 0) & (positions[:, 1:] >= 4)).astype(np.float32)
-
-
 def test_gradients_of_sft_loss(case):
+    """Through the code that trains: prompts of four tokens and the rest as answers, each of which counts alike."""
     shape, adapters = peft.load_adapter(case.adapter, case.settings)
-    rows, model = case.rows, case.adapted
-    mask, targets = weights_of_targets(rows), rows.tokens[:, 1:]
+    texts = [row[keep > 0].tolist() for row, keep in zip(case.rows.tokens, case.rows.segments, strict=True)]
+    texts = [text for text in texts if len(text) > 4]
+    batch = batches.completions([(text[:4], text[4:]) for text in texts], pad=0, normalize="sequence")
+    setup = steps.Setup(case.settings, shape)
 
     @jax.jit
     def loss(adapters):
-        net = decoder.bind(case.settings, case.params)
-        logits = net.logits(net(rows, lora.prepare(adapters, shape, jnp.float32))[0])[:, :-1]
-        picked = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
-        return -(picked * mask).sum() / mask.sum()
+        log_probs = steps._log_probs(setup, {"adapters": adapters}, case.params, batch)
+        (total,), (units,) = losses.sft_loss(log_probs, batch, 1)
+        return total / units
 
     ours, gradients = jax.value_and_grad(loss)(adapters)
-    logits = run_reference(model, rows)[:, :-1]
-    picked = torch.log_softmax(logits, -1).gather(-1, torch.tensor(targets, dtype=torch.long)[..., None])[..., 0]
-    theirs = -(picked * torch.tensor(mask)).sum() / mask.sum()
+    rows, model = batch.rows, case.adapted
+    log_probs = torch.log_softmax(run_reference(model, rows)[:, :-1], -1)
+    picked = log_probs.gather(-1, torch.tensor(rows.tokens[:, 1:], dtype=torch.long)[..., None])[..., 0]
+    theirs = -torch.stack([row[3 : len(text) - 1].mean() for row, text in zip(picked, texts, strict=True)]).mean()
     theirs.backward()
     assert abs(float(ours) - theirs.item()) <= 1e-5
     compared = 0
@@ -150,6 +150,20 @@ def test_export_reloads_in_transformers_unchanged(name, tmp_path, dtype):
     }
     rows = tiny.rows()
     np.testing.assert_array_equal(reference_logits(a, rows), reference_logits(b, rows))
+
+
+@names
+def test_folder_that_transformers_wrote_comes_back_bit_for_bit(name, tmp_path):
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**tiny.CONFIGS[name]))
+    model.save_pretrained(tmp_path / "theirs")
+    settings, params = hf.load(tmp_path / "theirs", dtype=jnp.float32)
+    assert settings == config.from_fields(tiny.CONFIGS[name])
+    hf.save_model(tmp_path / "ours", settings, params)
+    theirs, ours = (load_file(tmp_path / folder / "model.safetensors") for folder in ("theirs", "ours"))
+    assert ours.keys() == theirs.keys() and ("lm_head.weight" in ours) != settings.tied
+    for key, tensor in theirs.items():
+        assert (ours[key].dtype, ours[key].shape) == (tensor.dtype, tensor.shape) and ours[key].tobytes() == tensor.tobytes(), key
 
 
 @names

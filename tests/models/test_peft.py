@@ -67,6 +67,15 @@ def test_settings_that_are_not_plain_lora_are_refused_by_name(saved, fields):
         peft.load_adapter(saved[1], SETTINGS)
 
 
+def test_all_linear_is_every_linear_layer(tmp_path):
+    shape = lora.Lora(4, 6.0)
+    adapters = tiny.adapters(SETTINGS, shape, 1)
+    peft.save_adapter(tmp_path / "adapter", SETTINGS, shape, adapters, 0, "org/base")
+    edit(tmp_path / "adapter", target_modules="all-linear")
+    found, loaded = peft.load_adapter(tmp_path / "adapter", SETTINGS)
+    assert found == shape and loaded.keys() == adapters.keys()
+
+
 def test_settings_that_are_off_pass(saved):
     edit(saved[1], use_dora=False, rank_pattern={}, modules_to_save=None, lora_dropout=0, init_lora_weights=True, qalora_group_size=16)
     assert peft.load_adapter(saved[1], SETTINGS)[0] == SHAPE

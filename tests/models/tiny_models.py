@@ -49,7 +49,8 @@ CONFIGS = {
     | {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 7, "rms_norm_eps": 1e-3, "rope_theta": 300.0, "head_dim": 20},
     "llama": BASE | {"model_type": "llama", "num_key_value_heads": 2, "rms_norm_eps": 2e-3, "rope_theta": 2000.0, "rope_scaling": SCALING},
     "smollm": BASE
-    | {"model_type": "llama", "num_key_value_heads": 4, "rms_norm_eps": 1e-5, "rope_theta": 100.0, "tie_word_embeddings": True},
+    | {"model_type": "llama", "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 10}  # 60 in all, not the hidden size
+    | {"rms_norm_eps": 1e-5, "rope_theta": 100.0, "tie_word_embeddings": True},
 }
 SEED = 11
 LENGTH = 24  # more than three windows of the Mistral

@@ -40,7 +40,7 @@ def slow_total(name, params, prompt, width):
     return finished[0]
 
 
-@pytest.mark.parametrize("name, width", [("gemma", 2), ("mistral", 4)])
+@pytest.mark.parametrize("name, width", [("gemma", 2), ("mistral", 4), ("llama", 3)])
 def test_total_equals_the_plain_search(name, width):
     params, found = tiny.params(name), run(name, REQUESTS, "total", width=width)
     for request, completion in zip(REQUESTS, found, strict=True):

@@ -2,13 +2,14 @@
 
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ilr_jax.progress import Progress
-from ilr_jax.sample.engine import Engine, Machine
+from ilr_jax.sample.engine import NEVER, Engine, Machine
 from ilr_jax.sample.requests import Request, padded
-from ilr_jax.sample.slots import Result
+from ilr_jax.sample.slots import Result, busy
 
 
 class Prompt(NamedTuple):
@@ -86,6 +87,21 @@ def test_freed_slots_are_taken_while_others_work():
     counter = Counter(16, 1, 1)
     counter.run(prompts(200))
     assert counter.busy / (counter.looks * 16) > 0.85
+
+
+@pytest.mark.parametrize(
+    "done, wanted, on",
+    [
+        ([1, 1, 1, 1], [NEVER, NEVER], False),  # nobody is at work
+        ([1, 1, 1, 0], [NEVER, NEVER], True),  # no prompts wait: to the end
+        ([1, 0, 0, 0], [2, NEVER], True),
+        ([1, 1, 0, 0], [2, NEVER], False),
+        ([1, 1, 0, 0], [NEVER, 1], True),  # another group's free slots are of no use
+        ([1, 0, 1, 0], [2, 1], False),  # one group suffices
+    ],
+)
+def test_decoding_goes_on_while_somebody_works_and_nobody_waits_for_a_free_slot(done, wanted, on):
+    assert bool(busy(jnp.array(done, bool), jnp.array(wanted, jnp.int32))) is on
 
 
 @pytest.mark.parametrize("count, group", [(3, 4), (4, 4), (5, 8), (1000, 256)])

@@ -17,13 +17,13 @@ WINDOW = 10
 REQUESTS = tiny.requests(9)
 
 
-def slow(name, params, request, copy=0, temperature=1.0, limit=WINDOW):
+def slow(name, params, request, rule=(1.0,), copy=0, limit=WINDOW):
     """The definition: the whole forward at every token, a uniform for (key, id, copy, number of the token)."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), request.id), copy)
     text, total = list(request.tokens), 0.0
     for i in range(limit):
         logits = jnp.asarray(tiny.next_logits(tiny.CONFIGS[name], params, [text]))
-        token = int(sampling.draw(logits, jax.random.uniform(jax.random.fold_in(key, i))[None], temperature)[0])
+        token = int(sampling.draw(logits, jax.random.uniform(jax.random.fold_in(key, i))[None], *rule)[0])
         total += float(jax.nn.log_softmax(logits[0])[token])
         if token in EOS:
             return text[len(request.tokens) :], total, True
@@ -31,26 +31,33 @@ def slow(name, params, request, copy=0, temperature=1.0, limit=WINDOW):
     return text[len(request.tokens) :], total, False
 
 
-def run(name, requests, params=None, adapters=None, lora=None, key=0, **settings):
+def run(name, requests, params=None, adapters=None, lora=None, key=0, progress=None, attention="gemm", **settings):
     settings = SamplingSettings(**({"max_new_tokens": WINDOW, "slots": 4, "chunk": 5, "bucket": 24} | settings))
     params = tiny.params(name) if params is None else params
-    return generate(tiny.CONFIGS[name], params, adapters, requests, settings, eos=EOS, lora=lora, key=key)
+    how = {"key": key, "progress": progress, "attention": attention}
+    return generate(tiny.CONFIGS[name], params, adapters, requests, settings, eos=EOS, lora=lora, **how)
 
 
 def tokens(found):
     return [[completion.tokens for completion in completions] for completions in found]
 
 
-@pytest.mark.parametrize("name, temperature", [("gemma", 0.0), ("mistral", 0.0), ("llama", 0.0), ("mistral", 1.0)])
-def test_equals_the_whole_forward_at_every_token(name, temperature):
+@pytest.mark.parametrize(
+    "name, rule", [("gemma", (0.0,)), ("mistral", (0.0,)), ("llama", (0.0,)), ("mistral", (1.0,)), ("llama", (0.9, 6, 0.7))]
+)
+def test_equals_the_whole_forward_at_every_token(name, rule):
     """Ragged prompts, the Mistral's beyond its window, in four slots that are taken again and again."""
-    params, found = tiny.params(name), run(name, REQUESTS, temperature=temperature, bucket=8 if temperature else 24)
+    params, temperature = tiny.params(name), rule[0]
+    how = dict(zip(("temperature", "top_k", "top_p"), rule, strict=False))
+    found = run(name, REQUESTS, **how, bucket=24 if temperature == 0 else 8)
     for request, (completion,) in zip(REQUESTS, found, strict=True):
-        expected, total, finished = slow(name, params, request, temperature=temperature)
+        expected, total, finished = slow(name, params, request, rule)
         assert (completion.tokens, completion.finished) == (expected, finished)
         assert completion.log_prob == pytest.approx(total, abs=1e-4)
     assert {completion.finished for (completion,) in found} == {True, False}
-    if temperature:  # one ends at once
+    for less in ((0.9,), (0.9, 6), (0.9, None, 0.7)) if len(rule) == 3 else ():  # both cuts matter to these answers
+        assert tokens(found)[:4] != [[slow(name, params, request, less)[0]] for request in REQUESTS[:4]]
+    if temperature == 1:  # one ends at once
         assert any(completion.finished and completion.tokens == [] for (completion,) in found)
 
 
@@ -79,11 +86,28 @@ def test_k_adapters_in_one_pass_equal_separate_runs():
 def test_merging_a_single_adapter_changes_no_token():
     adapters, settings = tiny.adapters("llama", 1)
     config, params = tiny.CONFIGS["llama"], tiny.params("llama")
-    how = SamplingSettings(WINDOW, slots=4, chunk=5, bucket=24)
-    merged, apart = (generate(config, params, adapters, REQUESTS[:4], how, eos=EOS, lora=settings, merge=merge) for merge in (True, False))
-    assert tokens(merged) == tokens(apart)
-    by_hand = generate(config, lora.merge(params, adapters, settings), None, REQUESTS[:4], how, eos=EOS)
-    assert tokens(by_hand) == tokens(merged)
+    how = SamplingSettings(WINDOW, slots=8, chunk=5, bucket=24)
+    merged = generate(config, params, adapters, REQUESTS[:4], how, eos=EOS, lora=settings)
+    twice = jax.tree.map(lambda w: jnp.concatenate([w, w]), adapters)  # two adapters are never merged
+    assert tokens(generate(config, params, twice, REQUESTS[:4], how, eos=EOS, lora=settings)) == tokens(merged)
+    assert tokens(generate(config, lora.merge(params, adapters, settings), None, REQUESTS[:4], how, eos=EOS)) == tokens(merged)
+
+
+def test_prompts_are_read_with_the_attention_that_is_asked_for(monkeypatch):
+    seen, attend = [], jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *args, **how: (seen.append(how["implementation"]), attend(*args, **how))[1])
+    base = tokens(run("mistral", REQUESTS[4:7]))
+    assert not seen
+    assert tokens(run("mistral", REQUESTS[4:7], attention="xla")) == base and set(seen) == {"xla"}
+
+
+def test_progress_names_the_job_and_its_rates(capsys):
+    run("mistral", REQUESTS[4:7], progress="weak labels")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "weak labels: 0/3 prompts" and lines[-1].startswith("weak labels: 3/3 prompts, ")
+    assert " prompts/s, " in lines[-1] and " tokens/s" in lines[-1]
+    run("mistral", REQUESTS[4:7])
+    assert capsys.readouterr().err == ""
 
 
 def test_context_limits_what_is_generated():

@@ -3,9 +3,11 @@
 import json
 
 import numpy as np
+import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from ilr_jax.train.journal import Journal
+from ilr_jax.train import journal as journals
+from ilr_jax.train.journal import Journal, NonFiniteLoss
 
 METRICS = {
     "loss": np.array([0.5, 0.25]),
@@ -45,4 +47,21 @@ def test_tensorboard_has_a_curve_per_adapter_and_the_speed(tmp_path):
         journal.validation(1, 0.75)
     values = {v.tag: v.simple_value for event in events(tmp_path / "tensorboard") for v in event.summary.value}
     assert values["loss/0"] == 0.5 and values["loss/1"] == 0.25 and values["validation"] == 0.75
-    assert values["tokens_per_second"] > 0
+    assert values["tokens_per_sec"] * values["step_time_sec"] == pytest.approx(7)
+
+
+def test_progress_shows_the_loss_and_tokens_of_the_adapters_that_took_part(tmp_path, monkeypatch):
+    seen, advance = [], journals.Progress.advance
+    monkeypatch.setattr(journals.Progress, "advance", lambda self, n, **what: (seen.append((n, what)), advance(self, n, **what))[1])
+    with Journal(tmp_path, "sft", 0, 2) as journal:
+        journal.step(1, METRICS)
+        journal.step(2, METRICS | {"active": np.array([False, True])})
+    assert seen == [(1, {"tokens": 7, "loss": 0.375}), (1, {"tokens": 4, "loss": 0.25})]
+
+
+def test_a_non_finite_loss_says_what_can_be_done_about_it(tmp_path):
+    with (
+        Journal(tmp_path, "sft", 0, 2) as journal,
+        pytest.raises(NonFiniteLoss, match="Lower the learning rate, or look at the batch of that"),
+    ):
+        journal.step(1, METRICS | {"finite": np.array([True, False])})

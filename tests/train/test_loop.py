@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,11 @@ def train(folder, *, at=batch_at, state=None, number=STEPS, **options):
     return loop.fit(toy_step, begin(total=number) if state is None else state, {}, at, number, folder=folder, **options)
 
 
+def first(k: int, total: int):
+    """A state of the real model, whose steps donate, unlike the toy's."""
+    return states.init(jax.tree.map(jnp.copy, tiny.adapters(k)), CONFIG, [total] * k)
+
+
 def killed_at(step: int):
     def at(i):
         if i == step:
@@ -82,9 +88,8 @@ def test_a_run_killed_at_any_step_continues_bit_for_bit(tmp_path, step, every):
 
 def test_a_real_model_continues_bit_for_bit_from_every_step(tmp_path):
     step = steps.sft_step(tiny.SETUP, CONFIG)
-    first = states.init(tiny.adapters(2), CONFIG, [4, 4])
     at = lambda i: tiny.batch([12, 14, 5, 9], seed=i)
-    run = lambda folder, at, **o: loop.fit(step, first, tiny.base(), at, 4, folder=folder, **o)
+    run = lambda folder, at, **o: loop.fit(step, first(2, 4), tiny.base(), at, 4, folder=folder, **o)
     whole = run(tmp_path / "whole", at)
     for stop in (1, 2, 3):
 
@@ -133,18 +138,38 @@ def test_a_damaged_save_is_passed_over_and_the_run_ends_the_same(tmp_path, caplo
     assert tiny.equal_bits(again.state, whole.state)
 
 
-def test_time_between_saves(tmp_path):
-    train(tmp_path / "never", save_seconds=1e9)
-    train(tmp_path / "always", save_seconds=0.0)
-    assert not (tmp_path / "never" / "resume").exists()
-    assert sorted(p.name for p in (tmp_path / "always" / "resume").iterdir()) == ["5", "6"]
+def test_slow_saves_come_less_often(tmp_path, monkeypatch):
+    """Every step takes a second; saves of half a second are at least ten seconds apart, but for those asked for by number of steps."""
+    clock, saved = [0.0], []
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def save(folder, step, tree, note):
+        clock[0] += 0.5
+        saved.append(step)
+
+    def step(*args):
+        clock[0] += 1
+        return toy_step(*args)
+
+    monkeypatch.setattr(loop.checkpoint, "save", save)
+    run = lambda name, **o: loop.fit(step, begin(total=30), {}, batch_at, 30, folder=tmp_path / name, **o)
+    run("often", save_seconds=2.0)
+    assert saved == [2, 12, 22]
+    saved.clear()
+    run("seldom", save_seconds=11.0)
+    assert saved == [11, 22]
+    saved.clear()
+    run("counted", save_seconds=1e9, save_steps=10)
+    assert saved == [10, 20, 30]
 
 
-def test_the_callers_state_stays_usable(tmp_path):
-    step = steps.sft_step(tiny.SETUP, CONFIG)  # donates, unlike the toy
-    first = states.init(tiny.adapters(1), CONFIG, [1])
-    loop.fit(step, first, tiny.base(), lambda i: tiny.batch([12, 14, 5, 9]), 1, folder=tmp_path)
-    assert not any(x.is_deleted() for x in jax.tree.leaves((first, tiny.adapters(1))))
+def test_the_state_is_given_away(tmp_path):
+    """In a fresh run and in one that goes on: else a full fine-tune would be in memory twice."""
+    step = steps.sft_step(tiny.SETUP, CONFIG)
+    for _ in range(2):
+        state = first(1, 1)
+        loop.fit(step, state, tiny.base(), lambda i: tiny.batch([12, 14, 5, 9]), 1, folder=tmp_path, save_steps=1)
+        assert all(x.is_deleted() for x in jax.tree.leaves(state))
 
 
 def test_metrics_have_a_line_per_step_and_null_for_an_adapter_without_data(tmp_path):
@@ -247,9 +272,8 @@ def test_snapshots_come_at_every_tenth(tmp_path, number, wanted):
 def test_snapshots_outlive_the_steps_that_come_after(tmp_path):
     kept = []
     step = steps.sft_step(tiny.SETUP, CONFIG)
-    first = states.init(tiny.adapters(1), CONFIG, [3])
     at = lambda i: tiny.batch([12, 14, 5, 9])
-    loop.fit(step, first, tiny.base(), at, 3, folder=tmp_path, snapshots=3, on_snapshot=lambda i, tree: kept.append(tree))
+    loop.fit(step, first(1, 3), tiny.base(), at, 3, folder=tmp_path, snapshots=3, on_snapshot=lambda i, tree: kept.append(tree))
     assert not any(x.is_deleted() for x in jax.tree.leaves(kept)) and not tiny.equal_bits(kept[0], kept[2])
 
 
@@ -263,7 +287,9 @@ def test_an_error_of_a_batch_is_raised_as_it_is_and_progress_is_kept(tmp_path, c
 
 
 def test_arguments_that_make_no_sense_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="wanted steps >= 1"):
+    with pytest.raises(ValueError, match="wanted steps and patience >= 1"):
         train(tmp_path, number=0, state=begin())
+    with pytest.raises(ValueError, match="got 6, 0 and 0"):
+        train(tmp_path, patience=0)
     with pytest.raises(ValueError, match="validate_every >= 1"):
         train(tmp_path, validate=lambda state: 0.0)

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import tiny_runs as tiny
 
+from ilr_jax.models import hf, peft
+from ilr_jax.models.family import KEYS
 from ilr_jax.train import losses, state, steps
 from ilr_jax.train.optimizer import OptimizerConfig
 
@@ -166,37 +168,65 @@ def trl_loss(trl, torch, model, batch, beta):
     return loss, {name: values[0] for name, values in trainer._metrics["train"].items()}
 
 
-@pytest.mark.filterwarnings("default")
-def test_dpo_loss_metrics_and_gradients_equal_trl(tmp_path):
-    torch, trl = pytest.importorskip("torch"), pytest.importorskip("trl")
-    from transformers import AutoModelForCausalLM
-
-    from ilr_jax.models import hf
-
+@pytest.fixture(scope="module")
+def torch_model(tmp_path_factory):
+    """The tiny base model in `transformers`, made anew at each call."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     torch.set_num_threads(1)
-    params, batch, beta = tiny.base(), tiny.pair_batch([14, 9, 11, 6]), 0.3
-    hf.save_model(tmp_path / "model", tiny.CONFIG, params)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32, attn_implementation="eager")
-    loss, metrics = trl_loss(trl, torch, model, batch, beta)
+    folder = tmp_path_factory.mktemp("base") / "model"
+    hf.save_model(folder, tiny.CONFIG, tiny.base())
+    return lambda: transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+
+
+def dpo_against_trl(setup, trainable, frozen, model, beta=0.3):
+    """Our gradients, after the loss and the metrics were compared with TRL's; its gradients are left in `model`."""
+    trl, batch = pytest.importorskip("trl"), tiny.pair_batch([14, 9, 11, 6])
+    loss, metrics = trl_loss(trl, pytest.importorskip("torch"), model, batch, beta)
     loss.backward()
 
     def ours(tree):
         both = steps._join(batch.chosen, batch.rejected, 1)
-        log_probs = losses.sequence_log_prob(steps._log_probs(tiny.FULL, tree, {}, both), both)
+        log_probs = losses.sequence_log_prob(steps._log_probs(setup, tree, frozen, both), both)
         values, named = losses.dpo_loss(*jnp.split(log_probs, 2), *map(jnp.asarray, batch[2:4]), beta)
         return values.mean(), named
 
-    (value, named), grads = jax.jit(jax.value_and_grad(ours, has_aux=True))(tiny.full())
+    (value, named), grads = jax.jit(jax.value_and_grad(ours, has_aux=True))(trainable)
     assert abs(float(value) - loss.item()) <= 1e-5
     for name, per_pair in named.items():
         np.testing.assert_allclose(per_pair.mean(), metrics[name], rtol=0, atol=1e-4, err_msg=name)
+    return grads
+
+
+def assert_same_gradient(found, wanted, name):
+    size = np.abs(wanted).max()  # some of these gradients are as small as the tolerance, so that is relative to them as well
+    assert size > 1e-5, name
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=min(1e-4, 0.01 * size), err_msg=name)
+
+
+@pytest.mark.filterwarnings("default")
+def test_dpo_loss_metrics_and_all_gradients_equal_trl(torch_model):
+    model = torch_model()
+    grads = dpo_against_trl(tiny.FULL, tiny.full(), {}, model)["params"]
     theirs = {name: p.grad.numpy() for name, p in model.named_parameters()}
-    found = grads["params"]
-    np.testing.assert_allclose(found["embed"]["table"][0], theirs["model.embed_tokens.weight"], rtol=0, atol=1e-4)
-    np.testing.assert_allclose(found["head"]["table"][0], theirs["lm_head.weight"], rtol=0, atol=1e-4)
-    for i in range(2):
-        for ours_name, their_name in (("q_proj", "self_attn.q_proj"), ("down_proj", "mlp.down_proj")):
-            wanted = theirs[f"model.layers.{i}.{their_name}.weight"].T
-            size = np.abs(wanted).max()  # some of these gradients are as small as the tolerance, so that is relative to them as well
-            assert size > 1e-5
-            np.testing.assert_allclose(found["layers"][ours_name]["kernel"][0, i], wanted, rtol=0, atol=min(1e-4, 0.01 * size))
+    for path, name in KEYS.items():
+        *rooms, leaf = path.split(".")
+        found = grads[rooms[0]] if len(rooms) == 1 else grads[rooms[0]][rooms[1]]
+        for i in range(tiny.CONFIG.num_layers if "{}" in name else 1):
+            mine = found[leaf][0, i] if "{}" in name else found[leaf][0]
+            assert_same_gradient(mine.T if leaf == "kernel" else mine, theirs.pop(name.format(i)), name.format(i))
+    assert not theirs
+
+
+@pytest.mark.filterwarnings("default")
+def test_dpo_gradients_of_lora_equal_trl_over_peft(torch_model, tmp_path):
+    reference = pytest.importorskip("peft")
+    tree = tiny.adapters()
+    peft.save_adapter(tmp_path / "adapter", tiny.CONFIG, tiny.LORA, tree["adapters"], 0, "base")
+    model = reference.PeftModel.from_pretrained(torch_model(), tmp_path / "adapter", is_trainable=True)
+    grads, compared = dpo_against_trl(tiny.SETUP, tree, tiny.base(), model)["adapters"], 0
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            _, _, _, _, layer, _, module, side, *_ = name.split(".")
+            assert_same_gradient(grads[module][side[-1].lower()][0, int(layer)].T, weight.grad.numpy(), name)
+            compared += 1
+    assert compared == 2 * len(tiny.LORA.modules) * tiny.CONFIG.num_layers

@@ -31,12 +31,18 @@ def tree(seed: int) -> dict:
     return {"params": {"layers": {"q_proj": make(3, 5, 4), "norm": make(3, 6)}, "embed": make(7, 4)}, "head": make(4, 2)}
 
 
+def lora_tree(seed: int) -> dict:
+    """Both sides of an adapter, stacked over layers; K = 1."""
+    rng = np.random.default_rng(seed)
+    make = lambda *shape: rng.normal(size=(1, 3, *shape)).astype(np.float32)
+    return {"adapters": {"q_proj": {"a": make(5, 2), "b": make(2, 4)}}}
+
+
 def tensors(values: dict) -> list[np.ndarray]:
-    """One array per tensor that a torch model would have."""
-    layers = values["params"]["layers"]
-    return [*np.asarray(layers["q_proj"])[0], *np.asarray(layers["norm"])[0], *(np.asarray(values[k])[0] for k in ("head",))] + [
-        np.asarray(values["params"]["embed"])[0]
-    ]
+    """One array per tensor that a torch model would have: one a layer of what is stacked."""
+    stacked = lambda path: any(key.key in ("layers", "adapters") for key in path)
+    leaves = [(path, np.asarray(x)[0]) for path, x in jax.tree_util.tree_leaves_with_path(values)]
+    return [part for path, x in leaves for part in (x if stacked(path) else [x])]
 
 
 def theirs(torch, config: OptimizerConfig, params):
@@ -53,8 +59,8 @@ def theirs(torch, config: OptimizerConfig, params):
     return made, get_cosine_schedule_with_warmup(made, math.ceil(STEPS * config.warmup), STEPS)
 
 
-@pytest.mark.parametrize("config", CASES, ids=lambda c: f"{c.name}-{c.weight_decay}")
-def test_twenty_steps_equal_torch(config):
+@pytest.mark.parametrize("config, tree", [*((config, tree) for config in CASES), (OptimizerConfig("adafactor", 3e-3), lora_tree)])
+def test_twenty_steps_equal_torch(config, tree):
     torch = pytest.importorskip("torch")
     config = OptimizerConfig(**{**vars(config), "warmup": 0.0 if config.schedule == "constant" else 0.15})
     params = [torch.nn.Parameter(torch.tensor(x)) for x in tensors(tree(0))]

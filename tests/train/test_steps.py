@@ -103,6 +103,22 @@ def test_microbatches_of_single_rows_give_the_same_step():
     assert_close(sft_result(4), sft_result())
 
 
+def test_microbatches_of_unequal_numbers_of_tokens():
+    """`token` divides by all tokens of the batch, not by those of each part."""
+    batch = tiny.batch(LENGTHS, normalize="token")
+    whole, parts = (steps.sft_step(replace(tiny.SETUP, microbatches=n), ADAMW)(start(), tiny.base(), batch) for n in (1, 4))
+    assert_close(parts, whole)
+    values = -steps.sequence_log_probs(tiny.SETUP)(tiny.adapters(), tiny.base(), batch)
+    np.testing.assert_allclose(whole[1]["loss"][0], values.sum() / batch.units.sum(), rtol=1e-5)
+    assert abs(float(whole[1]["loss"][0]) - float((values / batch.units).mean())) > 0.01
+
+
+def test_microbatches_of_the_evaluator():
+    batch = tiny.class_batch([12, 14, 5, 0])  # parts of two rows and of one
+    whole, parts = (steps.evaluator_step(replace(tiny.SETUP, microbatches=n), ADAMW)(start(head=True), tiny.base(), batch) for n in (1, 2))
+    assert_close(parts, whole)
+
+
 def test_microbatches_of_several_adapters_and_pairs():
     results = []
     for parts in (1, 2):
