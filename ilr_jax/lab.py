@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from ilr_jax import evaluator as evaluators
 from ilr_jax import tasks
 from ilr_jax.files import read_rows, write_rows
 from ilr_jax.refine import judge, methods, pairs, select, split
 from ilr_jax.roles import Model, fingerprint
 from ilr_jax.sample.beam import BeamSettings
 from ilr_jax.sample.rollout import SamplingSettings
-from ilr_jax.stages import SNAPSHOTS, Bench, answer, answers_of, fine_tune, optimise, score_fn, train_evaluator
+from ilr_jax.stages import SNAPSHOTS, Bench, answer, answers_of, fine_tune, optimise
 from ilr_jax.store import Store
-from ilr_jax.types import Answer, Artifact, Audit, Config, Decision, Example, Label, Pair, Stage
+from ilr_jax.types import Answer, Artifact, Audit, Config, Decision, Example, Label, Pair
 
 Facts = Mapping[str, Any]
 
@@ -77,22 +78,23 @@ class Lab:
         return fine_tune(self.bench, self.model("weak"), self.config.weak, "weak", [data], self.config.evaluator.checkpoints)
 
     def weak_labels(self, weak: Artifact) -> list[Answer]:
-        return answers_of(answer(self.bench, self.model("weak"), "weak-labels", [self.d2], self._proposing(), weak))
+        return answers_of(answer(self.bench, self.model("weak"), "weak-labels", [self.d2], self._proposing(), weak, purpose="weak-labels"))
 
     def evaluator(self) -> Artifact:
         """The comparison model, trained on answers of the weak model's snapshots to the first half, all snapshots sampled in one pass."""
         c, n = self.config.evaluator, self.config.evaluator.checkpoints
         how = self._sampled(c.temperature)
-        sampled = answer(self.bench, self.model("weak"), "evaluator-answers", [self.d1] * n, how, self.weak_supervisor(), SNAPSHOTS)
+        name, model = "evaluator-answers", self.model("weak")
+        sampled = answer(self.bench, model, name, [self.d1] * n, how, self.weak_supervisor(), SNAPSHOTS, purpose=name)
         answers = answers_of(sampled)
         grades = self.grade(answers).reshape(n, -1).T
         texts = np.array([a.text for a in answers], object).reshape(n, -1).T
         made = pairs.evaluator_pairs(self.d1, texts.tolist(), grades.tolist(), self.config.seed)
         train, held_out = pairs.split_pairs(made, self.config.seed, c.validation)
-        return train_evaluator(self.bench, self.model("evaluator"), pairs.both_orders(train), pairs.both_orders(held_out))
+        return evaluators.train(self.bench, self.model("evaluator"), pairs.both_orders(train), pairs.both_orders(held_out))
 
     def score_fn(self, evaluator: Artifact) -> judge.ScoreFn:
-        return score_fn(self.bench, self.model("evaluator"), evaluator)
+        return evaluators.score_fn(self.bench, self.model("evaluator"), evaluator)
 
     # Fine-tuning on labels, and the test split.
 
@@ -117,7 +119,7 @@ class Lab:
         strong = self.model("strong")
         models = fine_tune(self.bench, strong, self.config.strong, "folds", [self._trainable(part) for part in others])
         groups = [[self.examples[labels[i].example_id] for i in fold] for fold in folds]
-        answers = answers_of(answer(self.bench, strong, "proposals", groups, self._proposing(), models))
+        answers = answers_of(answer(self.bench, strong, "proposals", groups, self._proposing(), models, purpose=f"proposals-{r}"))
         proposals: list[str | None] = [None] * len(labels)
         for i, given in zip([i for fold in folds for i in fold], answers, strict=True):
             proposals[i] = given.text if self.task.usable(given.text) else None
@@ -128,7 +130,7 @@ class Lab:
     ) -> tuple[list[Label], Facts]:
         """The labels after round `r` of `method`, and what happened; the stage keeps both, and an audit of every label."""
         c = self.config
-        settings = {"method": method, "round": r, "alpha": c.alpha, "alpha_of": c.alpha_of, "seed": c.seed, "match": match}
+        settings = {"method": method, "round": r, "alpha": c.alpha, "alpha_of": c.alpha_of, "match": match}
         settings |= {"feedback": c.feedback, "oracle": c.oracle.to_dict(), "task": c.task.to_dict()}
         inputs = {"labels": fingerprint([[x.example_id, x.text, x.source, x.round] for x in labels]), "proposals": fingerprint(proposals)}
         inputs |= {"evaluator": evaluator.manifest["digest"]} if evaluator else {}
@@ -140,7 +142,7 @@ class Lab:
             write_rows(folder / "audit.jsonl", audit)
             return _facts(audit)
 
-        artifact = self.bench.store.run(Stage("refine", settings, inputs), build)
+        artifact = self.bench.run("refine", settings, inputs, build)
         facts = {**artifact.manifest["metrics"], "audit": self.relative(artifact, "audit.jsonl")}
         return read_rows(Path(artifact.folder) / "labels.jsonl", Label), facts
 
@@ -173,11 +175,12 @@ class Lab:
     def prefer(self, policy: Artifact, evaluator: Artifact | None, r: int) -> tuple[list[Pair], Facts]:
         """The round's preferences out of the policy's own samples, and how often the evaluator was right about them."""
         c = self.config.dpo
-        sampled = answer(self.bench, self.model("strong"), "dpo-samples", [self.d2], self._sampled(c.temperature, c.samples), policy)
+        how, purpose = self._sampled(c.temperature, c.samples), f"dpo-samples-{r}"
+        sampled = answer(self.bench, self.model("strong"), "dpo-samples", [self.d2], how, policy, purpose=purpose)
         answers = answers_of(sampled)
         texts = np.array([a.text for a in answers], object).reshape(len(self.d2), c.samples).tolist()
         compared = pairs.disjoint_pairs(self.d2, texts)
-        settings = {"share": c.share, "scoring": c.scoring, "seed": self.config.seed, "round": r, "task": self.config.task.to_dict()}
+        settings = {"share": c.share, "scoring": c.scoring, "round": r, "task": self.config.task.to_dict()}
         inputs = {"samples": sampled.manifest["digest"]} | ({"evaluator": evaluator.manifest["digest"]} if evaluator else {})
 
         def build(folder: Path) -> Facts:
@@ -185,7 +188,7 @@ class Lab:
             write_rows(folder / "preferences.jsonl", chosen)
             return facts
 
-        artifact = self.bench.store.run(Stage("preferences", settings, inputs), build)
+        artifact = self.bench.run("preferences", settings, inputs, build)
         return read_rows(Path(artifact.folder) / "preferences.jsonl", Pair), artifact.manifest["metrics"]
 
     def _preferences(self, compared: Sequence[tuple[Example, str, str]], evaluator: Artifact | None) -> tuple[list[Pair], Facts]:

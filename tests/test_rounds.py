@@ -15,6 +15,8 @@ from safetensors.numpy import load_file
 
 from ilr_jax import rounds, stages
 from ilr_jax.lab import Lab
+from ilr_jax.roles import Model
+from ilr_jax.sample.requests import Completion
 from ilr_jax.types import Answer, Artifact, Label
 
 
@@ -98,7 +100,7 @@ def test_folds_are_proposed_for_by_models_that_have_not_seen_them(tiny_config, t
     lab, labels = _labs(tiny_config, tmp_path)
     seen, asked = [], []
     monkeypatch.setattr("ilr_jax.lab.fine_tune", lambda bench, model, section, name, sets: seen.extend(sets))
-    monkeypatch.setattr("ilr_jax.lab.answer", lambda bench, model, name, groups, how, models: asked.extend(groups))
+    monkeypatch.setattr("ilr_jax.lab.answer", lambda bench, model, name, groups, how, models, purpose: asked.extend(groups))
     monkeypatch.setattr(
         "ilr_jax.lab.answers_of",
         lambda _: [Answer(e.id, k, 0, f"#### {e.id[-5:]}", 0.0, True) for k, group in enumerate(asked) for e in group],
@@ -108,6 +110,24 @@ def test_folds_are_proposed_for_by_models_that_have_not_seen_them(tiny_config, t
     for known, group in zip(prompts, asked, strict=True):
         assert not known & {example.prompt for example in group} and len(known) == 8 and len(group) == 4
     assert proposals == [f"#### {label.example_id[-5:]}" for label in labels]
+
+
+def test_each_round_draws_its_own_samples_and_beams_are_shared(tiny_config, tmp_path, monkeypatch):
+    """Two rounds from one policy ask with other ids and make two stages; two beam searches are one stage."""
+    lab, asked = Lab(tiny_config, tmp_path), []
+    monkeypatch.setattr(stages, "load_adapters", lambda *_: {"adapters": None})
+    monkeypatch.setattr(Model, "params", None)
+    blank = Completion([70], 0.0, True, 0.0)
+    monkeypatch.setattr(
+        stages, "generate", lambda *given, **_: asked.append(given[3]) or [[blank] * getattr(given[4], "n", 1)] * len(given[3])
+    )
+    monkeypatch.setattr(Lab, "_preferences", lambda *_: ([], {}))
+    policy = Artifact(str(tmp_path), "", {"digest": "d"})
+    for r in (1, 2, 2):
+        lab.prefer(policy, None, r)
+    first, second = ({request.id for request in requests} for requests in asked)
+    assert len(first) == len(second) == len(lab.d2) and not first & second and max(first | second) >= 2**28
+    assert lab.test(policy)[1] == stages.answer(lab.bench, lab.model("strong"), "test", [lab.tests], lab._beam(), policy, purpose="other")
 
 
 def test_oracle_feedback_and_correct_demonstrations(tiny_config, tmp_path, monkeypatch):
