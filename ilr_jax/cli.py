@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ilr_jax.files import StorageError, encode, read_json, write_bytes
+from ilr_jax.files import encode, read_json, write_bytes
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "numpy", "ml-collections")
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(words)
     try:
         return arguments.verb(arguments)
-    except (ValueError, StorageError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -58,8 +58,7 @@ def run(flags: Sequence[str]) -> int:
     """`python -m ilr_jax.main` with these flags."""
     from ilr_jax import main as experiment
 
-    experiment.run(["ilr run", *flags])
-    return 0
+    return experiment.run(["ilr run", *flags])
 
 
 def report(arguments: argparse.Namespace) -> int:
@@ -110,12 +109,7 @@ def demo(arguments: argparse.Namespace) -> int:
     from configs import quickstart
 
     flags = [f"--config={quickstart.__file__}", f"--workdir={arguments.workdir}", f"--config.seed={arguments.seed}"]
-    try:
-        run(flags)
-    except SystemExit as end:  # absl ends the process where it succeeds, too
-        if end.code:
-            raise
-    return report(argparse.Namespace(workdirs=[arguments.workdir], out=None))
+    return run(flags) or report(argparse.Namespace(workdirs=[arguments.workdir], out=None))
 
 
 def env(arguments: argparse.Namespace) -> int:

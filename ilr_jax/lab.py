@@ -43,6 +43,18 @@ class Lab:
             self._models[source] = Model(source, self.bench.dtype)
         return self._models[source]
 
+    def check(self) -> None:
+        """Raise ValueError for what would fail later: weights that do not fit their config, a missing reference, a question too long."""
+        most = self.config.sft.max_length
+        for role in ("weak", "strong", "evaluator"):
+            self.model(role).check_weights()
+        for example in [*self.d1, *self.tests]:
+            reference(example)
+        self.model("evaluator").check_prompts(self.d1)
+        self.model("weak").check_prompts([*self.d1, *self.d2], most)
+        self.model("strong").check_prompts(self.d2, most)
+        self.model("strong").check_prompts(self.tests)
+
     def say(self, line: str) -> None:
         print(line, flush=True)
 
@@ -74,7 +86,7 @@ class Lab:
 
     def weak_supervisor(self) -> Artifact:
         """The weak model on the first half's references, with the snapshots that the evaluator's data comes from."""
-        data = [(example.prompt, str(example.reference)) for example in self.d1]
+        data = [(example.prompt, reference(example)) for example in self.d1]
         return fine_tune(self.bench, self.model("weak"), self.config.weak, "weak", [data], self.config.evaluator.checkpoints)
 
     def weak_labels(self, weak: Artifact) -> list[Answer]:
@@ -205,6 +217,15 @@ class Lab:
     def optimise_preferences(self, policy: Artifact, preferences: Sequence[Pair]) -> Artifact:
         """The policy after this round's DPO."""
         return optimise(self.bench, self.model("strong"), policy, preferences)
+
+
+def reference(example: Example) -> str:
+    """The example's reference; ValueError if it has none."""
+    if not example.reference:
+        raise ValueError(
+            f"example {example.id!r} has no reference answer, which is needed to train and to grade; add it or drop the example"
+        )
+    return example.reference
 
 
 def _facts(audit: Sequence[Audit]) -> dict[str, Any]:

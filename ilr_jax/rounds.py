@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from ilr_jax import metrics
-from ilr_jax.files import write_json
+from ilr_jax import metrics, settings
+from ilr_jax.files import explained, write_json
 from ilr_jax.lab import Lab
 from ilr_jax.refine import methods
 from ilr_jax.store import claim
@@ -84,13 +84,13 @@ def run(config: Config, workdir: str | Path) -> None:
 
     Raises ValueError for settings that cannot be, for bad data or models, and for a workdir that another config made.
     """
-    names = [name.strip() for name in config.method.split(",")]
-    if unknown := [name for name in names if name not in METHODS]:
-        raise ValueError(f"method: wanted some of {', '.join(METHODS)}, separated by commas; got {', '.join(map(repr, unknown))}")
+    names = settings.check(config)
     if config.compute.cache:
         _keep_compiled(Path(config.compute.cache).expanduser())
-    claim(workdir, config.to_dict(), ignore=("method", "seed", "compute"))
     lab = Lab(config, Path(workdir))
+    lab.check()  # before the workdir is claimed: what fails on bad input must not stand in the way of the corrected command
+    resolved = config.to_dict() | {"compute": {**config.compute, "dtype": lab.bench.dtype}}
+    claim(workdir, resolved, ignore=("method", "seed", *(f"compute.{name}" for name in config.compute if name != "dtype")))
     for name in names:
         _record(lab, name)
 
@@ -105,7 +105,8 @@ def _keep_compiled(folder: Path) -> None:
 def _record(lab: Lab, name: str) -> None:
     """Run one method and keep its record up to date after every round."""
     path = lab.workdir / "runs" / f"{name}-seed{lab.config.seed}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with explained(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
     began, done = time.time(), []
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began))
     for facts in METHODS[name](lab):

@@ -23,7 +23,10 @@ class Tokenizer:
 
     def __init__(self, folder: str | Path, config: ModelConfig):
         self.config = config
-        self._tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{folder}: no tokenizer can be loaded from there; add the model's tokenizer.json\n  {error}") from error
         if len(self._tokenizer) > config.vocab_size:
             raise ValueError(
                 f"{folder}: the tokenizer has {len(self._tokenizer)} entries but the model's embedding only {config.vocab_size}: "
@@ -44,6 +47,10 @@ class Tokenizer:
     def prompts(self, questions: Sequence[str], room: int = 1) -> list[list[int]]:
         """Ids of each question as it is asked; `room` tokens must still fit behind it, else ValueError."""
         return self._fitting(self.encode([PROMPT.format(question=q) for q in questions]), questions, room)
+
+    def lengths(self, questions: Sequence[str]) -> list[int]:
+        """Tokens of each question as it is asked, whether they fit or not."""
+        return [len(ids) for ids in self.encode([PROMPT.format(question=q) for q in questions])]
 
     def answers(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each answer, EOS included."""

@@ -78,6 +78,7 @@ def make_tiny_config(models: dict[str, Path]) -> ConfigDict:
     config.strong.model = str(models["mistral"])
     config.rounds = 1
     config.task.train_examples, config.task.test_examples = 24, 8
+    config.sft.max_length = 512  # their tokens are bytes
     config.sft.batch = config.dpo.batch = config.evaluator.batch = 8
     config.weak.epochs = config.strong.epochs = config.dpo.epochs = config.evaluator.epochs = 1
     config.evaluator.checkpoints = 3

@@ -47,7 +47,7 @@ def test_run_hands_its_flags_to_main_untouched(monkeypatch):
     from ilr_jax import main
 
     given = []
-    monkeypatch.setattr(main, "run", given.append)
+    monkeypatch.setattr(main, "run", lambda argv: given.append(argv) or 0)
     assert cli.main(["run", "--config=c.py", "--workdir", "w", "--config.rounds=2", "--helpfull"]) == 0
     assert given == [["ilr run", "--config=c.py", "--workdir", "w", "--config.rounds=2", "--helpfull"]]
 
@@ -117,7 +117,7 @@ def test_demo_runs_the_quickstart_and_reports(tmp_path, monkeypatch, capsys):
     def experiment(flags):
         given.extend(flags)
         make_workdir(tmp_path / "demo")
-        sys.exit()  # as absl does after success
+        return 0
 
     monkeypatch.setattr(main, "run", experiment)
     assert cli.main(["demo", "--workdir", str(tmp_path / "demo"), "--seed", "7"]) == 0
@@ -128,10 +128,8 @@ def test_demo_runs_the_quickstart_and_reports(tmp_path, monkeypatch, capsys):
 def test_demo_that_fails_keeps_its_exit_code(tmp_path, monkeypatch):
     from ilr_jax import main
 
-    monkeypatch.setattr(main, "run", lambda flags: sys.exit(2))
-    with pytest.raises(SystemExit) as end:
-        cli.main(["demo", "--workdir", str(tmp_path)])
-    assert end.value.code == 2
+    monkeypatch.setattr(main, "run", lambda flags: 2)
+    assert cli.main(["demo", "--workdir", str(tmp_path)]) == 2
 
 
 def test_env_lists_versions_and_machine(capsys):

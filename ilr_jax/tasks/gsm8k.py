@@ -5,7 +5,6 @@ Rows come from the Hub (`openai/gsm8k`, config `main`) or from a folder that `da
 at d1a2a27, `metrics/eval_gsm8k.py`), so that its figures can be compared. Reading symbolic mathematics is out of scope.
 """
 
-import json
 import re
 import unicodedata
 from collections.abc import Callable, Hashable, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from ilr_jax.files import read_json
 from ilr_jax.types import Example
 
 HUB = ("openai/gsm8k", "main")
@@ -107,7 +107,7 @@ def _rows(path: str | None, split: str) -> Any:
     import datasets
 
     where = path or HUB[0]
-    rows: Any = datasets.load_from_disk(str(_folder(Path(path), split))) if path else datasets.load_dataset(*HUB, split=split)
+    rows: Any = datasets.load_from_disk(str(_folder(Path(path), split))) if path else _fetched(split)
     if missing := [column for column in COLUMNS if column not in rows.column_names]:
         raise ValueError(f"{where}, {split}: wanted columns {COLUMNS}, missing {missing}, found {rows.column_names}; rename them")
     if not len(rows):
@@ -115,15 +115,35 @@ def _rows(path: str | None, split: str) -> Any:
     return rows
 
 
+def _fetched(split: str) -> Any:
+    """One split from the Hub, or from the copy of it that `datasets` keeps."""
+    import datasets
+
+    try:
+        return datasets.load_dataset(*HUB, split=split)
+    except (OSError, ValueError) as error:  # no network, offline, no such cached copy
+        raise ValueError(
+            f"{HUB[0]} cannot be had from the Hugging Face Hub ({error}); check the network and HF_HUB_OFFLINE, or set task.path to a "
+            "folder that DatasetDict.save_to_disk wrote"
+        ) from error
+
+
+def _field(path: Path, name: str) -> Any:
+    found = read_json(path)
+    if not isinstance(found, dict) or name not in found:
+        raise ValueError(f"{path}: wanted an object with {name!r}, got {found!r:.80}; the folder is damaged, save it again")
+    return found[name]
+
+
 def _folder(path: Path, split: str) -> Path:
     """The folder of one split of a saved DatasetDict."""
     listing = path / "dataset_dict.json"
     if not listing.is_file():
         raise ValueError(f"task.path={str(path)!r}: wanted a folder that DatasetDict.save_to_disk wrote, with splits train and test")
-    if split not in (found := json.loads(listing.read_text())["splits"]):
+    if split not in (found := _field(listing, "splits")):
         raise ValueError(f"{path}: no split {split!r}; found {', '.join(found)}")
     # `datasets` writes an empty split without a data file, and then fails to read it.
-    if not json.loads((path / split / "state.json").read_text())["_data_files"]:
+    if not _field(path / split / "state.json", "_data_files"):
         raise ValueError(f"{path}, {split}: the split is empty; wanted at least one row")
     return path / split
 
