@@ -4,6 +4,7 @@ Which pairs it learns from is in `refine.pairs`, what its scores lead to in `ref
 From: paper appendix (evaluator training).
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -77,7 +78,11 @@ def _classifier(params: Mapping[str, Any], key: jax.Array) -> dict[str, Any]:
 
 
 def _class_metrics(evaluation: Callable, data: Sequence, trainable: Any) -> dict[str, float]:
-    sums = [jax.device_get(evaluation(trainable, {}, batch)) for batch in data]
+    sums = []
+    with Progress("evaluator validation", len(data), "batches", quiet=sys.stderr.isatty()) as progress:  # a terminal shows training's bar
+        for batch in data:
+            sums.append(jax.device_get(evaluation(trainable, {}, batch)))
+            progress.advance()
     units = sum(float(s["units"][0]) for s in sums)
     return {name: sum(float(s[name][0]) for s in sums) / units for name in ("loss", "right")}
 

@@ -6,7 +6,7 @@ share it. Here everything is about models; what is asked of them and in which or
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from ilr_jax import batches
+from ilr_jax import batches, tokenizer
 from ilr_jax.batches import Epochs, Preference, Sample
 from ilr_jax.files import read_rows, write_rows
 from ilr_jax.models import lora
 from ilr_jax.models.lora import Lora
+from ilr_jax.progress import Progress
 from ilr_jax.roles import Model, fingerprint
 from ilr_jax.sample.beam import BeamSettings
 from ilr_jax.sample.generate import generate
@@ -33,12 +34,14 @@ from ilr_jax.types import Answer, Artifact, Config, Example, Pair, Stage
 ADAPTERS, SNAPSHOTS = "adapters.safetensors", "snapshots.safetensors"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Bench:
-    """Where stages are built: the store, the settings, and the adapters' shape."""
+    """Where stages are built: the store, the settings, and the adapters' shape; `place` says which part of the experiment asks for them."""
 
     store: Store
     config: Config
+    place: str = ""
+    spent: dict[str, float] = field(default_factory=dict)  # stage asked for -> seconds that it took, whenever that was
 
     @property
     def lora(self) -> Lora:
@@ -61,8 +64,19 @@ class Bench:
         return jax.random.key(self.config.seed)
 
     def run(self, name: str, settings: Mapping[str, Any], inputs: Mapping[str, str], build: Build) -> Artifact:
-        """The artifact of a stage that depends on `settings`, `inputs` and the seed: found, or built."""
-        return self.store.run(Stage(name, {**settings, "seed": self.config.seed}, inputs), build)
+        """The artifact of a stage that depends on `settings`, `inputs`, the seed and the texts of `tokenizer`: found, or built."""
+
+        def announced(folder: Path) -> Mapping[str, Any] | None:
+            self.say(name)
+            return build(folder)
+
+        common = {"seed": self.config.seed, "texts": fingerprint([tokenizer.PROMPT, tokenizer.COMPARISON])}
+        artifact = self.store.run(Stage(name, {**settings, **common}, inputs), announced)
+        self.spent.setdefault(artifact.folder, self.store.seconds(artifact))
+        return artifact
+
+    def say(self, line: str) -> None:
+        print(f"{self.place}: {line}" if self.place else line, flush=True)
 
 
 def fine_tune(
@@ -77,10 +91,10 @@ def fine_tune(
     settings |= {"snapshots": snapshots}
 
     def build(folder: Path) -> Mapping[str, Any]:
-        c, tokenizer = bench.config.sft, model.tokenizer
+        c = bench.config.sft
         data = [tokenised(model, pairs) for pairs in sets]
         epochs = Epochs(tuple(len(samples) for samples in data), c.batch, section.epochs, bench.config.seed)
-        at = batches.sft(data, epochs, tokenizer.pad, c.normalize, c.max_length)
+        at = batches.sft(data, epochs, model.tokenizer.pad, c.normalize, c.max_length)
         adapters = lora.init(model.config, bench.lora, jax.random.split(bench.random_key(), len(data)))
         start = state.init({"adapters": adapters}, optimizer, epochs.totals)
         step = steps.sft_step(bench.setup(model, bench.lora), optimizer)
@@ -147,8 +161,8 @@ def answer(
     }
 
     def build(folder: Path) -> Mapping[str, Any]:
-        tokenizer = model.tokenizer
-        prompts = tokenizer.prompts([example.prompt for _, example in asked])
+        tokens = model.tokenizer
+        prompts = tokens.prompts([example.prompt for _, example in asked])
         requests = [Request(ids, k, _request_id(purpose, k, example)) for ids, (k, example) in zip(prompts, asked, strict=True)]
         weights = load_adapters(bench, model, Path(adapters.folder) / file, len(groups))["adapters"]
         outputs = generate(
@@ -157,15 +171,15 @@ def answer(
             weights,
             requests,
             how,
-            eos=tokenizer.stops,
+            eos=tokens.stops,
             lora=bench.lora,
             key=bench.config.seed,
-            pad=tokenizer.pad,
+            pad=tokens.pad,
             dtype=bench.dtype,
             progress=name,
         )
         rows = [
-            Answer(example.id, k, i, tokenizer.decode(c.tokens), float(c.log_prob), c.finished)
+            Answer(example.id, k, i, tokens.decode(c.tokens), float(c.log_prob), c.finished)
             for (k, example), completions in zip(asked, outputs, strict=True)
             for i, c in enumerate(completions)
         ]
@@ -218,6 +232,8 @@ def _with_reference(bench: Bench, model: Model, reference: Any, chosen: Sequence
     samples, out = sides[0] + sides[1], np.empty(2 * len(chosen))
     run = steps.sequence_log_probs(bench.setup(model, bench.lora))
     size, limit = bench.config.compute.score_batch, bench.config.sft.max_length
-    for taken, batch in batches.likelihoods(samples, size, model.tokenizer.pad, limit):
-        out[taken] = np.asarray(run(reference, model.params, batch))[: len(taken)]
+    with Progress("dpo reference", len(samples), "answers") as progress:
+        for taken, batch in batches.likelihoods(samples, size, model.tokenizer.pad, limit):
+            out[taken] = np.asarray(run(reference, model.params, batch))[: len(taken)]
+            progress.advance(len(taken))
     return [Preference(*row) for row in zip(*sides, out[: len(chosen)].tolist(), out[len(chosen) :].tolist(), strict=True)]

@@ -104,4 +104,6 @@ def child(workdir: str, models: str) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         every_label_usable(patch)
-        rounds.run(make_tiny_config({path.name: path for path in Path(models).iterdir()}), workdir)
+        config = make_tiny_config({path.name: path for path in Path(models).iterdir()})
+        config.compute.save_every = 0.0  # after every step: whenever it is killed, there is something to go on from
+        rounds.run(config, workdir)

@@ -62,9 +62,10 @@ class Grading:
         return np.array([w is not None and read(a) == w for a, w in zip(answers, wanted, strict=True)], dtype=bool)
 
     def agree(self, a: Sequence[str], b: Sequence[str], examples: Sequence[Example]) -> Bool[np.ndarray, " n"]:
-        """Whether two answers say the same: the same final number, or both none (paper section 3: such pairs need no comparison)."""
+        """Whether two answers state the same final number (paper section 3: it needs no comparison); one without any does not."""
         read = GRADERS[self.grader]
-        return np.array([read(x) == read(y) for x, y, _ in zip(a, b, examples, strict=True)], dtype=bool)
+        pairs = [(read(x), read(y)) for x, y, _ in zip(a, b, examples, strict=True)]
+        return np.array([x is not None and x == y for x, y in pairs], dtype=bool)
 
     def usable(self, answer: str) -> bool:
         """Whether the answer may be trained on: one without `####` may not, yet it stays in the pool that is refined."""
