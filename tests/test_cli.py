@@ -78,6 +78,23 @@ def test_status_tells_runs_stages_and_what_is_under_way(workdir, capsys):
     assert "2.0 MB, last written" in partial and lines[-1].startswith("disk: 2.0 MB")
 
 
+def test_status_leaves_out_what_a_live_run_takes_away_meanwhile(workdir, monkeypatch, capsys):
+    partial = workdir / "partial" / "sft-00aa"
+    partial.mkdir(parents=True)
+    (partial / "a.tmp").write_bytes(b"0" * 1_000_000)
+    (partial / "weights").write_bytes(b"0" * 2_000_000)
+    real = cli.os.lstat
+
+    def vanishing(path, *given, **named):
+        if str(path).endswith("a.tmp"):
+            raise FileNotFoundError(path)
+        return real(path, *given, **named)
+
+    monkeypatch.setattr(cli.os, "lstat", vanishing)
+    assert cli.main(["status", str(workdir)]) == 0
+    assert "sft-00aa: 2.0 MB" in capsys.readouterr().out
+
+
 def test_status_of_a_workdir_in_its_first_round(tmp_path, capsys):
     (tmp_path / "config.json").write_text("{}")
     assert cli.main(["status", str(tmp_path)]) == 0

@@ -262,11 +262,11 @@ def test_a_killed_run_ends_with_the_same_bytes(finished, tiny_models, tmp_path, 
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 240
-        while not list(tmp_path.glob(f"partial/{stage}-*/resume/1")):
+        while not list(tmp_path.glob(f"partial/{stage}-*/resume/resume/1")):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
-    assert list(tmp_path.glob(f"partial/{stage}-*/resume/*")) and not list(tmp_path.glob(f"stages/{stage}-*"))
+    assert not (tmp_path / "runs" / "dpo-seed0.json").exists() or not records(tmp_path)["dpo-seed0"]["finished"]
     subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL, timeout=400)
     assert payload(tmp_path) == payload(finished)
 
