@@ -9,14 +9,16 @@ import argparse
 import importlib.metadata
 import os
 import platform
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ilr_jax.files import StorageError, encode, read_json, write_bytes
+from ilr_jax.files import encode, read_json, write_bytes
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "numpy", "ml-collections")
 
@@ -29,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(words)
     try:
         return arguments.verb(arguments)
-    except (ValueError, StorageError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -58,8 +60,7 @@ def run(flags: Sequence[str]) -> int:
     """`python -m ilr_jax.main` with these flags."""
     from ilr_jax import main as experiment
 
-    experiment.run(["ilr run", *flags])
-    return 0
+    return experiment.run(["ilr run", *flags])
 
 
 def report(arguments: argparse.Namespace) -> int:
@@ -110,12 +111,7 @@ def demo(arguments: argparse.Namespace) -> int:
     from configs import quickstart
 
     flags = [f"--config={quickstart.__file__}", f"--workdir={arguments.workdir}", f"--config.seed={arguments.seed}"]
-    try:
-        run(flags)
-    except SystemExit as end:  # absl ends the process where it succeeds, too
-        if end.code:
-            raise
-    return report(argparse.Namespace(workdirs=[arguments.workdir], out=None))
+    return run(flags) or report(argparse.Namespace(workdirs=[arguments.workdir], out=None))
 
 
 def env(arguments: argparse.Namespace) -> int:
@@ -165,12 +161,23 @@ def _stage_lines(workdir: Path) -> Iterator[str]:
 
 def _partial_lines(workdir: Path) -> Iterator[str]:
     for folder in sorted(path for path in workdir.glob("partial/*") if path.is_dir()):
-        age = time.time() - max(path.lstat().st_mtime for path in [folder, *folder.rglob("*")])
-        yield f"{folder.name}: {_size(folder) / 1e6:,.1f} MB, last written {age:.0f} s ago"
+        if found := _stats(folder):
+            age = time.time() - max(entry.st_mtime for entry in found)
+            yield f"{folder.name}: {_size(folder) / 1e6:,.1f} MB, last written {age:.0f} s ago"
 
 
 def _size(folder: Path) -> int:
-    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+    return sum(entry.st_size for entry in _stats(folder) if stat.S_ISREG(entry.st_mode))
+
+
+def _stats(folder: Path) -> list[os.stat_result]:
+    """Of the folder and all that is in it; what a live run takes away meanwhile is left out."""
+    found = []
+    for root, _, names in os.walk(folder):
+        for path in (root, *(os.path.join(root, name) for name in names)):
+            with suppress(FileNotFoundError):
+                found.append(os.lstat(path))
+    return found
 
 
 def _version(package: str) -> str:

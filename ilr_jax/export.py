@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from ilr_jax.files import read_json
 from ilr_jax.models import hf, lora, peft
-from ilr_jax.roles import Model
+from ilr_jax.roles import Model, folder_of
 from ilr_jax.stages import ADAPTERS, Bench, load_adapters
 from ilr_jax.store import Store
 
@@ -28,8 +28,19 @@ def model(workdir: str | Path, method: str, seed: int, round: int | None, out: s
         raise ValueError(f"wanted round {chosen} of {path.stem}, which has rounds {min(rows)} to {max(rows)}")
     bench = Bench(Store(workdir), ConfigDict(read_json(workdir / "config.json")))
     base = Model(bench.config.strong.model, bench.dtype)
-    adapters = load_adapters(bench, base, workdir / rows[chosen]["model"] / ADAPTERS, 1)["adapters"]
+    trained = bench.store.read(workdir / rows[chosen]["model"])
+    if trained.manifest["inputs"]["model"] != base.digest:
+        raise ValueError(
+            f"{trained.folder} was trained on another base than {bench.config.strong.model!r} is now ({base.folder}): its weights, "
+            "config or tokenizer have changed since; put the old ones back, or train again in another workdir"
+        )
+    adapters = load_adapters(bench, base, Path(trained.folder) / ADAPTERS, 1)["adapters"]
     if adapter:
-        peft.save_adapter(out, base.config, bench.lora, adapters, 0, str(bench.config.strong.model))
+        peft.save_adapter(out, base.config, bench.lora, adapters, 0, _loadable(bench.config.strong.model))
     else:
         hf.save_model(out, base.config, lora.merge(base.params, adapters, bench.lora), source=base.folder)
+
+
+def _loadable(source: str) -> str:
+    """The base's name for programs that know only folders and the Hub."""
+    return str(folder_of(source).resolve()) if source.startswith("embedded:") or Path(source).is_dir() else source

@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from ilr_jax import evaluator as evaluators
 from ilr_jax import tasks
 from ilr_jax.files import read_rows, write_rows
 from ilr_jax.refine import judge, methods, pairs, select, split
 from ilr_jax.roles import Model, fingerprint
 from ilr_jax.sample.beam import BeamSettings
 from ilr_jax.sample.rollout import SamplingSettings
-from ilr_jax.stages import SNAPSHOTS, Bench, answer, answers_of, fine_tune, optimise, score_fn, train_evaluator
+from ilr_jax.stages import SNAPSHOTS, Bench, answer, answers_of, fine_tune, optimise
 from ilr_jax.store import Store
-from ilr_jax.types import Answer, Artifact, Audit, Config, Decision, Example, Label, Pair, Stage
+from ilr_jax.types import Answer, Artifact, Audit, Config, Decision, Example, Label, Pair
 
 Facts = Mapping[str, Any]
 
@@ -42,8 +43,17 @@ class Lab:
             self._models[source] = Model(source, self.bench.dtype)
         return self._models[source]
 
-    def say(self, line: str) -> None:
-        print(line, flush=True)
+    def check(self) -> None:
+        """Raise ValueError for what would fail later: weights that do not fit their config, a missing reference, a question too long."""
+        most = self.config.sft.max_length
+        for role in ("weak", "strong", "evaluator"):
+            self.model(role).check_weights()
+        for example in [*self.d1, *self.tests]:
+            reference(example)
+        self.model("evaluator").check_prompts(self.d1)
+        self.model("weak").check_prompts([*self.d1, *self.d2], most)
+        self.model("strong").check_prompts(self.d2, most)
+        self.model("strong").check_prompts(self.tests)
 
     def relative(self, artifact: Artifact, file: str) -> str:
         return (Path(artifact.folder) / file).relative_to(self.workdir).as_posix()
@@ -73,31 +83,56 @@ class Lab:
 
     def weak_supervisor(self) -> Artifact:
         """The weak model on the first half's references, with the snapshots that the evaluator's data comes from."""
-        data = [(example.prompt, str(example.reference)) for example in self.d1]
+        data = [(example.prompt, reference(example)) for example in self.d1]
         return fine_tune(self.bench, self.model("weak"), self.config.weak, "weak", [data], self.config.evaluator.checkpoints)
 
-    def weak_labels(self, weak: Artifact) -> list[Answer]:
-        return answers_of(answer(self.bench, self.model("weak"), "weak-labels", [self.d2], self._proposing(), weak))
+    def weak_labels(self) -> Artifact:
+        """The weak supervisor's answers to the second half."""
+        name, model = "weak-labels", self.model("weak")
+        return answer(self.bench, model, name, [self.d2], self._proposing(), self.weak_supervisor(), purpose=name)
+
+    def first_labels(self) -> tuple[list[Label], Facts]:
+        """The unreliable demonstrations: the weak supervisor's answers to the unlabelled half, or those of them that are right."""
+        answers, settings = self.weak_labels(), {"demos": self.config.demos, "task": self.config.task.to_dict()}
+
+        def build(folder: Path) -> None:
+            given = [Label(a.example_id, a.text, "weak") for a in answers_of(answers)]
+            labels, decisions = given, [Decision(x.example_id, 0, x.text, "", False, "the weak supervisor's answer") for x in given]
+            if self.config.demos == "correct":
+                labels, decisions = methods.correct_demos(given, self.grade_labels(given))
+            write_rows(folder / "labels.jsonl", labels)
+            write_rows(folder / "audit.jsonl", self._audit(given, given, decisions))
+
+        artifact = self.bench.run("first-labels", settings, {"answers": answers.manifest["digest"]}, build)
+        return read_rows(Path(artifact.folder) / "labels.jsonl", Label), {"label_file": self.relative(artifact, "labels.jsonl")}
 
     def evaluator(self) -> Artifact:
         """The comparison model, trained on answers of the weak model's snapshots to the first half, all snapshots sampled in one pass."""
         c, n = self.config.evaluator, self.config.evaluator.checkpoints
         how = self._sampled(c.temperature)
-        sampled = answer(self.bench, self.model("weak"), "evaluator-answers", [self.d1] * n, how, self.weak_supervisor(), SNAPSHOTS)
+        name, model = "evaluator-answers", self.model("weak")
+        sampled = answer(self.bench, model, name, [self.d1] * n, how, self.weak_supervisor(), SNAPSHOTS, purpose=name)
         answers = answers_of(sampled)
         grades = self.grade(answers).reshape(n, -1).T
         texts = np.array([a.text for a in answers], object).reshape(n, -1).T
         made = pairs.evaluator_pairs(self.d1, texts.tolist(), grades.tolist(), self.config.seed)
         train, held_out = pairs.split_pairs(made, self.config.seed, c.validation)
-        return train_evaluator(self.bench, self.model("evaluator"), pairs.both_orders(train), pairs.both_orders(held_out))
+        return evaluators.train(self.bench, self.model("evaluator"), pairs.both_orders(train), pairs.both_orders(held_out))
 
     def score_fn(self, evaluator: Artifact) -> judge.ScoreFn:
-        return score_fn(self.bench, self.model("evaluator"), evaluator)
+        return evaluators.score_fn(self.bench, self.model("evaluator"), evaluator)
 
     # Fine-tuning on labels, and the test split.
 
     def _trainable(self, labels: Sequence[Label]) -> list[tuple[str, str]]:
-        return [(self.examples[label.example_id].prompt, label.text) for label in labels if self.task.usable(label.text)]
+        """(question, answer) of the labels that may be trained on. ValueError if there are none."""
+        usable = [(self.examples[label.example_id].prompt, label.text) for label in labels if self.task.usable(label.text)]
+        if not usable:
+            raise ValueError(
+                f"{self.bench.place}: none of the {len(labels)} labels to train on ends in '#### N', so there is nothing to train on; "
+                "train the supervisor longer (weak.epochs, weak.learning_rate) or raise decoding.max_new_tokens"
+            )
+        return usable
 
     def fine_tune(self, labels: Sequence[Label]) -> Artifact:
         """The strong model on all labels that may be trained on, from the base."""
@@ -110,25 +145,28 @@ class Lab:
 
     # A refinement round (paper section 3).
 
-    def propose(self, labels: Sequence[Label], r: int) -> list[str | None]:
-        """A proposal for every label, by a model that has not seen it: fold k's come from the model of all other folds."""
+    def propose(self, labels: Sequence[Label], r: int) -> list[str]:
+        """A proposal for every label, by a model that has not seen it: fold k's come from the model of all other folds.
+
+        What may not be trained on is a proposal all the same: agreement and the evaluator decide on it.
+        """
         folds = split.folds([label.example_id for label in labels], self.config.folds, self.config.seed, r)
         others = [[labels[i] for j, fold in enumerate(folds) if j != k for i in fold] for k in range(len(folds))]
         strong = self.model("strong")
         models = fine_tune(self.bench, strong, self.config.strong, "folds", [self._trainable(part) for part in others])
         groups = [[self.examples[labels[i].example_id] for i in fold] for fold in folds]
-        answers = answers_of(answer(self.bench, strong, "proposals", groups, self._proposing(), models))
-        proposals: list[str | None] = [None] * len(labels)
+        answers = answers_of(answer(self.bench, strong, "proposals", groups, self._proposing(), models, purpose=f"proposals-{r}"))
+        proposals = [""] * len(labels)
         for i, given in zip([i for fold in folds for i in fold], answers, strict=True):
-            proposals[i] = given.text if self.task.usable(given.text) else None
+            proposals[i] = given.text
         return proposals
 
     def refine(
-        self, method: str, labels: list[Label], proposals: list[str | None], evaluator: Artifact | None, r: int, match: int | None
+        self, method: str, labels: list[Label], proposals: list[str], evaluator: Artifact | None, r: int, match: int | None
     ) -> tuple[list[Label], Facts]:
         """The labels after round `r` of `method`, and what happened; the stage keeps both, and an audit of every label."""
         c = self.config
-        settings = {"method": method, "round": r, "alpha": c.alpha, "alpha_of": c.alpha_of, "seed": c.seed, "match": match}
+        settings = {"method": method, "round": r, "alpha": c.alpha, "alpha_of": c.alpha_of, "match": match}
         settings |= {"feedback": c.feedback, "oracle": c.oracle.to_dict(), "task": c.task.to_dict()}
         inputs = {"labels": fingerprint([[x.example_id, x.text, x.source, x.round] for x in labels]), "proposals": fingerprint(proposals)}
         inputs |= {"evaluator": evaluator.manifest["digest"]} if evaluator else {}
@@ -138,14 +176,14 @@ class Lab:
             audit = self._audit(labels, after, decisions)
             write_rows(folder / "labels.jsonl", after)
             write_rows(folder / "audit.jsonl", audit)
-            return _facts(audit)
+            return _facts(method, audit)
 
-        artifact = self.bench.store.run(Stage("refine", settings, inputs), build)
-        facts = {**artifact.manifest["metrics"], "audit": self.relative(artifact, "audit.jsonl")}
-        return read_rows(Path(artifact.folder) / "labels.jsonl", Label), facts
+        artifact = self.bench.run("refine", settings, inputs, build)
+        files = {"audit": self.relative(artifact, "audit.jsonl"), "label_file": self.relative(artifact, "labels.jsonl")}
+        return read_rows(Path(artifact.folder) / "labels.jsonl", Label), {**artifact.manifest["metrics"], **files}
 
     def _decide(
-        self, method: str, labels: list[Label], proposals: list[str | None], evaluator: Artifact | None, r: int, match: int | None
+        self, method: str, labels: list[Label], proposals: list[str], evaluator: Artifact | None, r: int, match: int | None
     ) -> methods.Refined:
         c, examples = self.config, [self.examples[label.example_id] for label in labels]
         if method == "naive":
@@ -163,7 +201,7 @@ class Lab:
         return [
             Audit(
                 d.example_id, d.round, e.prompt, d.before, d.proposal, label.text, d.accepted, d.reason,
-                d.accept, d.reject, d.score, d.threshold, right, better,
+                d.accept, d.reject, d.score, d.threshold, right, better if d.proposal else None,
             )
             for d, e, label, right, better in rows
         ]  # fmt: skip
@@ -173,11 +211,12 @@ class Lab:
     def prefer(self, policy: Artifact, evaluator: Artifact | None, r: int) -> tuple[list[Pair], Facts]:
         """The round's preferences out of the policy's own samples, and how often the evaluator was right about them."""
         c = self.config.dpo
-        sampled = answer(self.bench, self.model("strong"), "dpo-samples", [self.d2], self._sampled(c.temperature, c.samples), policy)
+        how, purpose = self._sampled(c.temperature, c.samples), f"dpo-samples-{r}"
+        sampled = answer(self.bench, self.model("strong"), "dpo-samples", [self.d2], how, policy, purpose=purpose)
         answers = answers_of(sampled)
         texts = np.array([a.text for a in answers], object).reshape(len(self.d2), c.samples).tolist()
         compared = pairs.disjoint_pairs(self.d2, texts)
-        settings = {"share": c.share, "scoring": c.scoring, "seed": self.config.seed, "round": r, "task": self.config.task.to_dict()}
+        settings = {"share": c.share, "scoring": c.scoring, "round": r, "task": self.config.task.to_dict()}
         inputs = {"samples": sampled.manifest["digest"]} | ({"evaluator": evaluator.manifest["digest"]} if evaluator else {})
 
         def build(folder: Path) -> Facts:
@@ -185,14 +224,15 @@ class Lab:
             write_rows(folder / "preferences.jsonl", chosen)
             return facts
 
-        artifact = self.bench.store.run(Stage("preferences", settings, inputs), build)
+        artifact = self.bench.run("preferences", settings, inputs, build)
         return read_rows(Path(artifact.folder) / "preferences.jsonl", Pair), artifact.manifest["metrics"]
 
     def _preferences(self, compared: Sequence[tuple[Example, str, str]], evaluator: Artifact | None) -> tuple[list[Pair], Facts]:
         examples, a, b = (list(column) for column in zip(*compared, strict=True))
         a_right, b_right = self.task.grade(a, examples), self.task.grade(b, examples)
         if evaluator is None:
-            return pairs.oracle_preferences(compared, a_right, b_right), {"compared": len(compared)}
+            chosen = pairs.oracle_preferences(compared, a_right, b_right)
+            return chosen, {"compared": len(compared), "preferences": len(chosen)}
         ids, prompts = [e.id for e in examples], [e.prompt for e in examples]
         comparisons = judge.symmetric_score(self.score_fn(evaluator), ids, prompts, a, b, self.config.dpo.scoring)
         right, n = judge.evaluator_accuracy(np.array([c.score for c in comparisons]), a_right, b_right)
@@ -200,19 +240,30 @@ class Lab:
         return chosen, {"compared": len(compared), "preferences": len(chosen), "evaluator_accuracy": right, "evaluator_pairs": n}
 
     def optimise_preferences(self, policy: Artifact, preferences: Sequence[Pair]) -> Artifact:
-        """The policy after this round's DPO."""
-        return optimise(self.bench, self.model("strong"), policy, preferences)
+        """The policy after this round's DPO; as it was if nothing is preferred, as when all samples say the same."""
+        return optimise(self.bench, self.model("strong"), policy, preferences) if preferences else policy
 
 
-def _facts(audit: Sequence[Audit]) -> dict[str, Any]:
-    """What a round did, in numbers."""
+def reference(example: Example) -> str:
+    """The example's reference; ValueError if it has none."""
+    if not example.reference:
+        raise ValueError(
+            f"example {example.id!r} has no reference answer, which is needed to train and to grade; add it or drop the example"
+        )
+    return example.reference
+
+
+def _facts(method: str, audit: Sequence[Audit]) -> dict[str, Any]:
+    """What a round did, in numbers; agreed, unread and compared labels are all labels, but for naive, which looks at none."""
+    agreed, unread = (sum(row.reason == select.REASONS[how] for row in audit) for how in ("agrees", "unread"))
     asked = [row for row in audit if row.score is not None]
     was, would = (np.array([bool(getattr(row, side)) for row in asked]) for side in ("before_correct", "proposal_correct"))
     right, n = judge.evaluator_accuracy(np.array([row.score for row in asked]), was, would) if asked else (None, 0)
     flags = [np.array([bool(getattr(row, side)) for row in audit]) for side in ("before_correct", "proposal_correct", "accepted")]
     return {
-        "agreed": sum(row.reason == "agrees with the label" for row in audit),
-        "compared": len(asked),
+        "agreed": agreed if method == "ilr" else None,
+        "unread": unread,
+        "compared": len(audit) - agreed - unread if method == "ilr" else 0,
         "replaced": sum(row.accepted for row in audit),
         "threshold": asked[0].threshold if asked else None,
         "evaluator_accuracy": right,

@@ -4,6 +4,7 @@ Every field of the config is a flag, `--config.rounds=3`; a misspelt one is an e
 """
 
 import sys
+from collections.abc import Sequence
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -12,38 +13,50 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the experiment; the same command continues what was interrupted.")
 
 
-def main(argv: list[str]) -> None:
-    """Run the experiment; bad input ends it with one message and exit code 2."""
-    if len(argv) > 1:
-        raise app.UsageError(f"flags were wanted, got {argv[1:]}")
-    from ilr_jax import rounds  # after the flags, so that --help needs no JAX
-    from ilr_jax.files import StorageError
-
-    logging.set_verbosity(logging.WARNING)  # orbax tells of every save
-    workdir = WORKDIR.value
-    assert workdir is not None
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run the experiment of a command line; returns the exit code: 2, after one message, for what a user can put right."""
+    sys.argv = list(argv or sys.argv)  # ml_collections looks for `--config.FIELD` there
     try:
-        rounds.run(CONFIG.value, workdir)
-    except (ValueError, StorageError) as error:
+        parse(sys.argv)
+        from ilr_jax import rounds  # after the flags, so that --help needs no JAX
+
+        logging.set_verbosity(logging.WARNING)  # orbax tells of every save
+        assert WORKDIR.value is not None
+        rounds.run(CONFIG.value, WORKDIR.value)
+    except (ValueError, OSError) as error:  # settings, data, models, loss; disk and network
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
+    return 0
 
 
-def parsed(argv: list[str]) -> list[str]:
-    """Flags as absl parses them; a field that the config does not have is a message with the nearest one, not a traceback."""
-    try:
-        return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError) as error:
-        print(f"error: no such field in the config: {error.args[0]}", file=sys.stderr)
-        sys.exit(2)
-
-
-def run(argv: list[str] | None = None) -> None:
-    """Entry point of `ilr run` and of `python -m ilr_jax.main`."""
+def parse(argv: list[str]) -> None:
+    """Set the flags. ValueError for one that is unknown, missing or bad, and for a field that the config does not have."""
+    app.define_help_flags()
     flags.mark_flags_as_required(["config", "workdir"])
-    sys.argv = argv or sys.argv  # ml_collections looks for `--config.FIELD` there, whatever app.run is given
-    app.run(main, sys.argv, flags_parser=parsed)
+    try:
+        rest = flags.FLAGS(argv)[1:]
+    except flags.Error as error:
+        raise ValueError(f"{error}; see --help") from error
+    except (AttributeError, KeyError, TypeError) as error:
+        if not _raised_by(error, "ml_collections"):
+            raise  # a fault in the config's file keeps its traceback
+        raise ValueError(f"no such field in the config: {_reason(error)}") from error
+    if rest:
+        raise ValueError(f"wanted flags (--name=value), got {' '.join(rest)}")
+
+
+def _raised_by(error: BaseException, package: str) -> bool:
+    place = error.__traceback__
+    while place and place.tb_next:
+        place = place.tb_next
+    return place is not None and place.tb_frame.f_globals.get("__name__", "").startswith(f"{package}.")
+
+
+def _reason(error: BaseException) -> str:
+    """The words of an error that may be wrapped in others, on one line."""
+    inner = error.args[0] if error.args else error
+    return _reason(inner) if isinstance(inner, BaseException) else ". ".join(str(inner).splitlines())
 
 
 if __name__ == "__main__":
-    run()
+    sys.exit(run())

@@ -21,7 +21,7 @@ CHARTS = {
     "label_accuracy": "Labels that are right",
     "evaluator_accuracy": "Evaluator right, on the pairs it was asked",
 }
-OUTCOMES = {"agrees with the label": "agreed", "no proposal could be read": "no proposal", "not judged": "not asked"}  # else rejected
+OUTCOMES = {"agrees with the label": "agreed", "the proposal is empty": "no proposal", "not judged": "not asked"}  # else rejected
 MOST_ROWS = 20_000  # a page of more would be slow to open on a phone
 INK = "#010203"  # stands for the page's text colour, light or dark, until the SVG is inlined
 COLOURS = ("#8a8f98", "#2f86d1", "#d97a1f", "#2a9d6f", "#b565c9", "#d0494f", "#a08c00", "#00a0a8")
@@ -63,18 +63,27 @@ def headline(entry: Row) -> list[str]:
     ]
 
 
-def render(rows: Sequence[Row], summary: Sequence[Row], backgrounds: Sequence[Row], audits: Sequence[Sequence[Any]]) -> str:
+def difference(entry: Row) -> str:
+    """A difference of two series as a line of text, in points."""
+    ends = interval(entry["interval"], "+") or " (no interval: one number only)"
+    return f"{entry['series']} - {entry['against']}: {entry['mean'] * 100:+.1f}{ends}, seeds {', '.join(map(str, entry['seeds']))}"
+
+
+def render(
+    rows: Sequence[Row], summary: Sequence[Row], differences: Sequence[Row], backgrounds: Sequence[Row], audits: Sequence[Sequence[Any]]
+) -> str:
     """The page's text, self-contained. `audits` holds the `types.Audit`s of each row."""
     folder = Path(__file__).parent / "templates"
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"percent": percent, "headline": headline}
+    environment.filters |= {"percent": percent, "headline": headline, "difference": difference}
     script = (folder / "report.js").read_text(encoding="utf-8")
     labels, left_out = browser_data(rows, audits)
     return environment.get_template("report.html.j2").render(
         rows=rows,
         entries=summary,
+        differences=differences,
         columns=HEADLINE,
         charts=[(title, svg) for field, title in CHARTS.items() if (svg := chart(rows, field))],
         flows=FLOWS,

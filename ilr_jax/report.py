@@ -19,8 +19,9 @@ from ilr_jax.files import encode, explained, read_json, read_rows, write_bytes
 from ilr_jax.types import Audit, Label
 
 BASELINE = "sft"
+RIVALS = ("dpo", "naive", "sft")  # what ILR is compared with
 FIELDS = ("test_accuracy", "test_interval", "test_size", "test_right", "label_accuracy", "labels", "evaluator_accuracy")
-FIELDS += ("evaluator_pairs", "agreed", "compared", "replaced", "threshold", "seconds")
+FIELDS += ("evaluator_pairs", "agreed", "unread", "compared", "preferences", "replaced", "threshold", "seconds")
 
 Row = dict[str, Any]
 
@@ -65,17 +66,25 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
     Intervals are 95 % bootstrap over seeds and, where every run tells which test examples were right, over these too.
     Runs that have not ended count only in a series that has no other.
     """
-    series: dict[str, list[Row]] = {}
-    for row in rows:
-        series.setdefault(row["series"], []).append(row)
-    series = {name: [row for row in group if row["finished"]] or group for name, group in series.items()}
-    return [_entry(name, group, series.get(_baseline(group[0]))) for name, group in series.items()]
+    series = _series(rows)
+    return [_entry(name, group, series.get(_sibling(group[0], BASELINE))) for name, group in series.items()]
+
+
+def differences(rows: Sequence[Row]) -> list[Row]:
+    """Final test accuracy of ILR minus that of each rival, paired by seed and, where all runs tell, by test example, with its interval."""
+    series, found = _series(rows), []
+    for name, group in series.items():
+        for rival in RIVALS if group[0]["method"] == "ilr" else ():
+            against = _sibling(group[0], rival)
+            if against in series and (difference := _difference(_last(group), _last(series[against]))):
+                found.append({"series": name, "against": against, **difference})
+    return found
 
 
 def table(rows: Sequence[Row]) -> Table:
     """The summary for a terminal, a row per method."""
-    caption = "[..] 95 % interval; the difference to sft in points"
-    result = Table(title="Iterative label refinement", caption=caption, box=None, pad_edge=False, collapse_padding=True)
+    caption = "\n".join(["[..] 95 % interval; differences in points", *map(page.difference, differences(rows))])
+    result = Table(title="Iterative label refinement", caption=Text(caption), box=None, pad_edge=False, collapse_padding=True)
     for number, column in enumerate(page.HEADLINE):
         result.add_column(column.replace(" ", "\n"), justify="right" if number else "left", overflow="fold")
     for entry in summarise(rows):
@@ -86,18 +95,20 @@ def table(rows: Sequence[Row]) -> Table:
 def labels(workdir: str | Path, method: str, seed: int, round: int | None = None) -> list[Row]:
     """The labels after a round (the last by default), each with where it came from.
 
-    Keys: example_id, prompt, text, source, round; score, threshold and reason of the decision that put it there, None for a first label.
-    Raises ValueError for a run or a round that is not there, or that refined no labels.
+    Keys: example_id, prompt, text, source, round; and of the decision that put it there, or of the last one that kept a first label:
+    decided (its round), decision, accept, reject, score, threshold, reason. Raises ValueError for a run or a round that is not there.
     """
-    entries = [entry for entry in _run(workdir, method, seed)["rounds"] if entry["audit"]]
-    upto = [entry for entry in entries if round is None or entry["round"] <= round]
-    if not upto or round not in (None, upto[-1]["round"]):
-        got = f"refined rounds {[entry['round'] for entry in entries]}" if entries else "no round of it that refines labels"
-        raise ValueError(f"wanted labels of round {'last' if round is None else round} of {method!r}, seed {seed}, got {got}")
-    audits = [Path(workdir, entry["audit"]) for entry in upto]
-    decisions = [row for path in audits for row in read_rows(path, Audit)]
-    prompts, accepted = {row.example_id: row.prompt for row in decisions}, {row.example_id: row for row in decisions if row.accepted}
-    return [_provenance(label, prompts, accepted) for label in read_rows(audits[-1].with_name("labels.jsonl"), Label)]
+    entries = _run(workdir, method, seed)["rounds"]
+    if round not in (None, *(entry["round"] for entry in entries)):
+        raise ValueError(f"wanted labels of round {round} of {method!r}, seed {seed}, got rounds {[entry['round'] for entry in entries]}")
+    upto = [entry for entry in entries if entry.get("label_file") and (round is None or entry["round"] <= round)]
+    if not upto:
+        raise ValueError(f"wanted labels of {method!r}, seed {seed}, got no file of labels in its record; start the run again to have them")
+    files = [Path(workdir, entry["label_file"]) for entry in upto]  # of dpo, whose labels stay, those of round 0
+    decisions = {row.example_id: [] for row in read_rows(files[0].with_name("audit.jsonl"), Audit)}
+    for row in [row for path in files for row in read_rows(path.with_name("audit.jsonl"), Audit)]:
+        decisions[row.example_id].append(row)
+    return [_provenance(label, decisions[label.example_id]) for label in read_rows(files[-1], Label)]
 
 
 def write(workdirs: Sequence[str | Path], out: str | Path | None = None) -> Path:
@@ -110,13 +121,18 @@ def write(workdirs: Sequence[str | Path], out: str | Path | None = None) -> Path
     rows, folder = collect(workdirs), Path(workdirs[0] if out is None else out)
     summary = summarise(rows)
     backgrounds = [_background(path, name) for path, name in _short_names(workdirs).items()]
-    text = page.render(rows, summary, backgrounds, [read_rows(Path(row["audit"]), Audit) if row["audit"] else [] for row in rows])
+    text = page.render(
+        rows, summary, differences(rows), backgrounds, [read_rows(Path(row["audit"]), Audit) if row["audit"] else [] for row in rows]
+    )
     kept = [{key: value for key, value in row.items() if key != "test_right"} for row in rows]
     for row in kept:
         row |= {file: row[file] and os.path.relpath(row[file], folder) for file in ("audit", "answers")}
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(folder / "results.json", encode({"rows": kept, "summary": summary}, "the results", indent=1) + b"\n")
+    write_bytes(
+        folder / "results.json",
+        encode({"rows": kept, "summary": summary, "differences": differences(rows)}, "the results", indent=1) + b"\n",
+    )
     write_bytes(folder / "report.html", text.encode())
     return folder / "report.html"
 
@@ -129,10 +145,11 @@ def _run(workdir: str | Path, method: str, seed: int) -> Row:
     return records[method, seed]
 
 
-def _provenance(label: Label, prompts: Mapping[str, str], accepted: Mapping[str, Audit]) -> Row:
-    row = {"example_id": label.example_id, "prompt": prompts[label.example_id], "text": label.text}
-    row |= {"source": label.source, "round": label.round}
-    return row | {name: getattr(accepted.get(label.example_id), name, None) for name in ("score", "threshold", "reason")}
+def _provenance(label: Label, decisions: Sequence[Audit]) -> Row:
+    last = ([row for row in decisions if row.accepted] or decisions)[-1]
+    row = {"example_id": label.example_id, "prompt": last.prompt, "text": label.text, "source": label.source, "round": label.round}
+    row |= {"decided": last.round, "decision": "accepted" if last.accepted else "kept"}
+    return row | {name: getattr(last, name) for name in ("accept", "reject", "score", "threshold", "reason")}
 
 
 def _record(path: Path) -> Row:
@@ -173,12 +190,26 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{name}", value
 
 
-def _baseline(row: Row) -> str:
-    return BASELINE + row["series"].removeprefix(row["method"])
+def _series(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each series, of its finished runs only if it has some."""
+    series: dict[str, list[Row]] = {}
+    for row in rows:
+        series.setdefault(row["series"], []).append(row)
+    return {name: [row for row in group if row["finished"]] or group for name, group in series.items()}
+
+
+def _sibling(row: Row, method: str) -> str:
+    """The series of another method in the same workdir."""
+    return method + row["series"].removeprefix(row["method"])
+
+
+def _last(rows: Sequence[Row]) -> dict[int, Row]:
+    """The last round of each seed."""
+    return {row["seed"]: row for row in rows}
 
 
 def _entry(name: str, rows: Sequence[Row], baseline: Sequence[Row] | None) -> Row:
-    first, last = {row["seed"]: row for row in reversed(rows)}, {row["seed"]: row for row in rows}
+    first, last = _last(rows[::-1]), _last(rows)
     replaced = [row["replaced"] for row in rows if row["replaced"] is not None]
     judged = [row for row in rows if row["evaluator_accuracy"] is not None]
     pairs = sum(row["evaluator_pairs"] for row in judged)
@@ -190,7 +221,7 @@ def _entry(name: str, rows: Sequence[Row], baseline: Sequence[Row] | None) -> Ro
         "rounds": max(row["round"] for row in rows),
         "test_accuracy": _mean(row["test_accuracy"] for row in last.values()),
         "test_interval": _interval(list(last.values())),
-        "difference": None if baseline is None or rows[0]["method"] == BASELINE else _difference(last, {r["seed"]: r for r in baseline}),
+        "difference": None if baseline is None or rows[0]["method"] == BASELINE else _difference(last, _last(baseline)),
         "label_accuracy_first": _mean(row["label_accuracy"] for row in first.values()),
         "label_accuracy_last": _mean(row["label_accuracy"] for row in last.values()),
         "evaluator_accuracy": sum(row["evaluator_accuracy"] * row["evaluator_pairs"] for row in judged) / pairs if pairs else None,

@@ -1,7 +1,7 @@
 """Base models in memory, with their tokenizers, and the hashes that stand for them in the stages' names."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from ilr_jax.models import config as model_config
 from ilr_jax.models import hf
 from ilr_jax.models.config import ModelConfig
 from ilr_jax.tokenizer import Tokenizer
+from ilr_jax.types import Example
 
 EMBEDDED = Path(__file__).parent / "embedded"
 
@@ -43,6 +44,21 @@ class Model:
         self.folder, self.dtype = folder_of(source), dtype
         self.config: ModelConfig = model_config.read(self.folder)
         self.tokenizer = Tokenizer(self.folder, self.config)
+
+    def check_weights(self) -> None:
+        """Raise ValueError, listing them, for tensors that are missing, extra or misshapen; only the files' headers are read."""
+        hf.check(self.folder, self.config)
+
+    def check_prompts(self, examples: Sequence[Example], max_length: int | None = None) -> None:
+        """Raise ValueError for the first question that leaves no room for an answer in the model's context, or in `max_length` tokens."""
+        limits = {f"the context of {self.folder}": self.config.context} | ({"sft.max_length": max_length} if max_length else {})
+        what, limit = min(limits.items(), key=lambda item: item[1])
+        for example, length in zip(examples, self.tokenizer.lengths([e.prompt for e in examples]), strict=True):
+            if length >= limit:
+                raise ValueError(
+                    f"example {example.id!r}: its prompt has {length} tokens, wanted at most {limit - 1}, one less than {what}; "
+                    "shorten or drop it, or raise that limit"
+                )
 
     @cached_property
     def digest(self) -> str:

@@ -11,38 +11,29 @@ from typing import Any
 import jax
 import numpy as np
 
-from ilr_jax import metrics
-from ilr_jax.files import write_json
+from ilr_jax import metrics, settings
+from ilr_jax.files import explained, read_json, write_json
 from ilr_jax.lab import Lab
-from ilr_jax.refine import methods
 from ilr_jax.store import claim
 from ilr_jax.types import Artifact, Config, Label
 
 Round = Mapping[str, Any]
 BLANK = dict.fromkeys(
-    ("label_accuracy", "labels", "evaluator_accuracy", "evaluator_pairs", "agreed", "compared", "replaced", "threshold", "flows", "audit")
+    ("label_accuracy", "labels", "label_file", "evaluator_accuracy", "evaluator_pairs", "agreed", "unread", "compared", "preferences")
+    + ("replaced", "threshold", "flows", "audit")
 )
-
-
-def first_labels(lab: Lab) -> list[Label]:
-    """The unreliable demonstrations: the weak supervisor's answers to the unlabelled half, or those of them that are right."""
-    weak = lab.weak_supervisor()
-    labels = [Label(answer.example_id, answer.text, "weak") for answer in lab.weak_labels(weak)]
-    if lab.config.demos == "correct":
-        labels, _ = methods.correct_demos(labels, lab.grade_labels(labels))
-    return labels
 
 
 def sft(lab: Lab) -> Iterator[Round]:
     """The baseline: the strong model, fine-tuned on the first labels."""
-    labels = first_labels(lab)
-    yield _measured(lab, 0, lab.fine_tune(labels), labels=labels)
+    labels, facts = lab.first_labels()
+    yield _measured(lab, 0, lab.fine_tune(labels), labels=labels, **facts)
 
 
 def refined(lab: Lab, method: str) -> Iterator[tuple[int, list[Label], Round]]:
     """The labels of every round, the first ones as round 0: fold models propose for each other's part, then labels are replaced."""
-    labels = first_labels(lab)
-    yield 0, labels, {}
+    labels, facts = lab.first_labels()
+    yield 0, labels, facts
     judge = lab.evaluator() if method == "ilr" and lab.config.feedback == "evaluator" else None
     matched = method == "naive" and lab.config.naive.match_count
     counts = [facts.get("replaced") for _, _, facts in refined(lab, "ilr")] if matched else []
@@ -66,9 +57,9 @@ def naive(lab: Lab) -> Iterator[Round]:
 
 def dpo(lab: Lab) -> Iterator[Round]:
     """Preference optimisation on the same feedback: each round samples, compares, and trains the current adapter on."""
-    labels = first_labels(lab)
+    labels, facts = lab.first_labels()
     policy = lab.fine_tune(labels)
-    yield _measured(lab, 0, policy, labels=labels)
+    yield _measured(lab, 0, policy, labels=labels, **facts)
     judge = lab.evaluator() if lab.config.feedback == "evaluator" else None
     for r in range(1, lab.config.rounds + 1):
         preferences, facts = lab.prefer(policy, judge, r)
@@ -84,15 +75,15 @@ def run(config: Config, workdir: str | Path) -> None:
 
     Raises ValueError for settings that cannot be, for bad data or models, and for a workdir that another config made.
     """
-    names = [name.strip() for name in config.method.split(",")]
-    if unknown := [name for name in names if name not in METHODS]:
-        raise ValueError(f"method: wanted some of {', '.join(METHODS)}, separated by commas; got {', '.join(map(repr, unknown))}")
+    names = settings.check(config)
     if config.compute.cache:
         _keep_compiled(Path(config.compute.cache).expanduser())
-    claim(workdir, config.to_dict(), ignore=("method", "seed", "compute"))
     lab = Lab(config, Path(workdir))
-    for name in names:
-        _record(lab, name)
+    lab.check()  # before the workdir is claimed: what fails on bad input must not stand in the way of the corrected command
+    resolved = config.to_dict() | {"compute": {**config.compute, "dtype": lab.bench.dtype}}
+    claim(workdir, resolved, ignore=("method", "seed", *(f"compute.{name}" for name in config.compute if name != "dtype")))
+    for number, name in enumerate(names, 1):
+        _record(lab, name, f"[{number}/{len(names)}] {name}")
 
 
 def _keep_compiled(folder: Path) -> None:
@@ -102,18 +93,25 @@ def _keep_compiled(folder: Path) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def _record(lab: Lab, name: str) -> None:
-    """Run one method and keep its record up to date after every round."""
+def _record(lab: Lab, name: str, title: str) -> None:
+    """Run one method and keep its record up to date after every round; a record of more rounds, of an earlier run, stays until then.
+
+    Times are those of the stages that a round was the first to need, whoever built them, so that a second run leaves the same bytes.
+    """
     path = lab.workdir / "runs" / f"{name}-seed{lab.config.seed}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    began, done = time.time(), []
-    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began))
-    for facts in METHODS[name](lab):
-        done.append({**facts, "seconds": time.time() - began - sum(d["seconds"] for d in done)})
-        last = name == "sft" or facts["round"] == lab.config.rounds
-        record = {"method": name, "seed": lab.config.seed, "finished": last, "started": started, "seconds": time.time() - began}
-        write_json(path, record | {"rounds": done})
-        lab.say(f"{name}, round {facts['round']}: test accuracy {facts['test_accuracy']:.1%}" + _label_line(facts))
+    with explained(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    old = read_json(path) if path.exists() else {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "rounds": []}
+    lab.bench.spent.clear()
+    steps, done, total = METHODS[name](lab), [], 1 if name == "sft" else lab.config.rounds + 1
+    for r in range(total):
+        lab.bench.place = f"{title}, round {r}"
+        facts, before = next(steps), sum(row["seconds"] for row in done)
+        done.append({**facts, "seconds": sum(lab.bench.spent.values()) - before})
+        record = {"method": name, "seed": lab.config.seed, "finished": r + 1 == total, "started": old["started"]}
+        if len(done) >= len(old["rounds"]):
+            write_json(path, record | {"seconds": sum(lab.bench.spent.values()), "rounds": done})
+        lab.bench.say(f"test accuracy {facts['test_accuracy']:.1%}" + _label_line(facts))
 
 
 def _label_line(facts: Round) -> str:

@@ -1,25 +1,23 @@
-"""What the methods are made of, each a stage on disk: fine-tune, answer, train the evaluator, score with it, optimise preferences.
+"""What the methods are made of, each a stage on disk: fine-tune, answer, optimise preferences (the evaluator is in `evaluator`).
 
 A stage is named by its settings and by hashes of the texts and weights that go in, so methods, rounds and runs that need the same work
 share it. Here everything is about models; what is asked of them and in which order is in `lab` and `rounds`.
 """
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
-from ilr_jax import batches
+from ilr_jax import batches, tokenizer
 from ilr_jax.batches import Epochs, Preference, Sample
 from ilr_jax.files import read_rows, write_rows
-from ilr_jax.models import decoder, heads, lora
+from ilr_jax.models import lora
 from ilr_jax.models.lora import Lora
 from ilr_jax.progress import Progress
 from ilr_jax.roles import Model, fingerprint
@@ -27,22 +25,23 @@ from ilr_jax.sample.beam import BeamSettings
 from ilr_jax.sample.generate import generate
 from ilr_jax.sample.requests import Request
 from ilr_jax.sample.rollout import SamplingSettings
-from ilr_jax.store import Store
+from ilr_jax.store import Build, Store
 from ilr_jax.train import checkpoint, loop, state, steps
 from ilr_jax.train.optimizer import OptimizerConfig
 from ilr_jax.train.steps import Setup
 from ilr_jax.types import Answer, Artifact, Config, Example, Pair, Stage
 
-ADAPTERS, SNAPSHOTS, CLASSIFIER = "adapters.safetensors", "snapshots.safetensors", "classifier.safetensors"
-Request3 = tuple[str, str, str]
+ADAPTERS, SNAPSHOTS = "adapters.safetensors", "snapshots.safetensors"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Bench:
-    """Where stages are built: the store, the settings, and the adapters' shape."""
+    """Where stages are built: the store, the settings, and the adapters' shape; `place` says which part of the experiment asks for them."""
 
     store: Store
     config: Config
+    place: str = ""
+    spent: dict[str, float] = field(default_factory=dict)  # stage asked for -> seconds that it took, whenever that was
 
     @property
     def lora(self) -> Lora:
@@ -64,6 +63,21 @@ class Bench:
     def random_key(self) -> jax.Array:
         return jax.random.key(self.config.seed)
 
+    def run(self, name: str, settings: Mapping[str, Any], inputs: Mapping[str, str], build: Build) -> Artifact:
+        """The artifact of a stage that depends on `settings`, `inputs`, the seed and the texts of `tokenizer`: found, or built."""
+
+        def announced(folder: Path) -> Mapping[str, Any] | None:
+            self.say(name)
+            return build(folder)
+
+        common = {"seed": self.config.seed, "texts": fingerprint([tokenizer.PROMPT, tokenizer.COMPARISON])}
+        artifact = self.store.run(Stage(name, {**settings, **common}, inputs), announced)
+        self.spent.setdefault(artifact.folder, self.store.seconds(artifact))
+        return artifact
+
+    def say(self, line: str) -> None:
+        print(f"{self.place}: {line}" if self.place else line, flush=True)
+
 
 def fine_tune(
     bench: Bench, model: Model, section: Config, name: str, sets: Sequence[Sequence[tuple[str, str]]], snapshots: int = 0
@@ -74,18 +88,18 @@ def fine_tune(
     """
     optimizer = bench.optimizer(section)
     settings = {"lora": asdict(bench.lora), "optimizer": asdict(optimizer), "epochs": section.epochs, "sft": bench.config.sft.to_dict()}
-    settings |= {"seed": bench.config.seed, "snapshots": snapshots}
+    settings |= {"snapshots": snapshots}
 
     def build(folder: Path) -> Mapping[str, Any]:
-        c, tokenizer = bench.config.sft, model.tokenizer
+        c = bench.config.sft
         data = [tokenised(model, pairs) for pairs in sets]
         epochs = Epochs(tuple(len(samples) for samples in data), c.batch, section.epochs, bench.config.seed)
-        at = batches.sft(data, epochs, tokenizer.pad, c.normalize, c.max_length, bench.config.compute.microbatches)
+        at = batches.sft(data, epochs, model.tokenizer.pad, c.normalize, c.max_length, bench.config.compute.microbatches)
         adapters = lora.init(model.config, bench.lora, jax.random.split(bench.random_key(), len(data)))
         start = state.init({"adapters": adapters}, optimizer, epochs.totals)
         step = steps.sft_step(bench.setup(model, bench.lora), optimizer)
         keep = partial(_keep_snapshot, folder / "resume")
-        done = _fit(bench, name, folder, step, start, model.params, at, epochs.steps, snapshots=snapshots, on_snapshot=keep)
+        done = fit(bench, name, folder, step, start, model.params, at, epochs.steps, snapshots=snapshots, on_snapshot=keep)
         checkpoint.save_tree(folder / ADAPTERS, done.state.trainable)
         if snapshots:
             taken = [load_adapters(bench, model, folder / "resume" / f"{i}.safetensors", 1) for i in range(1, snapshots + 1)]
@@ -93,10 +107,10 @@ def fine_tune(
         cut = sum(0 < c.max_length < len(prompt) + len(answer) for samples in data for prompt, answer in samples)
         return {"examples": list(epochs.sizes), "steps": list(epochs.totals), "cut_to_max_length": cut}
 
-    return bench.store.run(Stage(name, settings, {"model": model.digest, "data": fingerprint(sets)}), build)
+    return bench.run(name, settings, {"model": model.digest, "data": fingerprint(sets)}, build)
 
 
-def _fit(bench: Bench, name: str, folder: Path, *args: Any, **options: Any) -> loop.Fitted:
+def fit(bench: Bench, name: str, folder: Path, *args: Any, **options: Any) -> loop.Fitted:
     """`loop.fit` in what survives a kill; of its logs the metrics become part of the stage, TensorBoard's (with times in them) do not."""
     where = folder / "resume"
     done = loop.fit(*args, folder=where, name=name, save_seconds=bench.config.compute.save_every, **options)
@@ -131,10 +145,15 @@ def answer(
     how: BeamSettings | SamplingSettings,
     adapters: Artifact,
     file: str = ADAPTERS,
+    purpose: str = "",
 ) -> Artifact:
-    """The answers of adapter k of `adapters` to the questions `groups[k]`, in one pass: `answers.jsonl`, in the groups' order."""
+    """The answers of adapter k of `adapters` to the questions `groups[k]`, in one pass: `answers.jsonl`, in the groups' order.
+
+    Samples are drawn for a `purpose`: another one, such as another round, draws others. Beam search draws nothing and knows none.
+    """
     asked = [(k, example) for k, group in enumerate(groups) for example in group]
-    settings = {"how": _identity(how), "lora": asdict(bench.lora), "seed": bench.config.seed, "file": file}
+    settings = {"how": _identity(how), "lora": asdict(bench.lora), "file": file}
+    settings |= {"purpose": purpose} if isinstance(how, SamplingSettings) else {}
     inputs = {
         "model": model.digest,
         "adapters": adapters.manifest["digest"],
@@ -142,9 +161,9 @@ def answer(
     }
 
     def build(folder: Path) -> Mapping[str, Any]:
-        tokenizer = model.tokenizer
-        prompts = tokenizer.prompts([example.prompt for _, example in asked])
-        requests = [Request(ids, k, _request_id(k, example)) for ids, (k, example) in zip(prompts, asked, strict=True)]
+        tokens = model.tokenizer
+        prompts = tokens.prompts([example.prompt for _, example in asked])
+        requests = [Request(ids, k, _request_id(purpose, k, example)) for ids, (k, example) in zip(prompts, asked, strict=True)]
         weights = load_adapters(bench, model, Path(adapters.folder) / file, len(groups))["adapters"]
         outputs = generate(
             model.config,
@@ -152,23 +171,23 @@ def answer(
             weights,
             requests,
             how,
-            eos=tokenizer.stops,
+            eos=tokens.stops,
             lora=bench.lora,
             key=bench.config.seed,
-            pad=tokenizer.pad,
+            pad=tokens.pad,
             dtype=bench.dtype,
             attention=bench.config.compute.attention,
             progress=name,
         )
         rows = [
-            Answer(example.id, k, i, tokenizer.decode(c.tokens), float(c.log_prob), c.finished)
+            Answer(example.id, k, i, tokens.decode(c.tokens), float(c.log_prob), c.finished)
             for (k, example), completions in zip(asked, outputs, strict=True)
             for i, c in enumerate(completions)
         ]
         write_rows(folder / "answers.jsonl", rows)
         return {"answers": len(rows), "unfinished": sum(not row.finished for row in rows)}
 
-    return bench.store.run(Stage(name, settings, inputs), build)
+    return bench.run(name, settings, inputs, build)
 
 
 def _identity(how: BeamSettings | SamplingSettings) -> dict[str, Any]:
@@ -177,89 +196,13 @@ def _identity(how: BeamSettings | SamplingSettings) -> dict[str, Any]:
     return {"kind": type(how).__name__} | {name: value for name, value in asdict(how).items() if name not in sizes}
 
 
-def _request_id(k: int, example: Example) -> int:
-    """What a question's random numbers are keyed by: the same whatever else is asked."""
-    return int(fingerprint([k, example.id])[:7], 16)
+def _request_id(purpose: str, k: int, example: Example) -> int:
+    """What a question's random numbers are keyed by, in 32 bits: the same whatever else is asked."""
+    return int(fingerprint([purpose, k, example.id])[:8], 16)
 
 
 def answers_of(artifact: Artifact) -> list[Answer]:
     return read_rows(Path(artifact.folder) / "answers.jsonl", Answer)
-
-
-Comparisons = Sequence[tuple[str, str, str, int]]  # question, answer A, answer B, class
-
-
-def train_evaluator(bench: Bench, model: Model, train: Comparisons, held_out: Comparisons) -> Artifact:
-    """The two-class evaluator: all weights and a head, early stopping on the loss of the comparisons held out, the best state kept."""
-    section = bench.config.evaluator
-    optimizer = bench.optimizer(section)
-    settings = {"optimizer": asdict(optimizer), "epochs": section.epochs, "patience": section.patience, "batch": section.batch}
-    settings |= {"seed": bench.config.seed}
-
-    def build(folder: Path) -> Mapping[str, Any]:
-        pad, size = model.tokenizer.pad, bench.config.compute.score_batch
-        rows, checks = (
-            list(zip(model.tokenizer.comparisons([r[:3] for r in part]), [r[3] for r in part], strict=True)) for part in (train, held_out)
-        )
-        epochs = Epochs((len(rows),), section.batch, section.epochs, bench.config.seed)
-        start = state.init(_classifier(model.params, bench.random_key()), optimizer, epochs.totals)
-        setup = bench.setup(model)
-        evaluate = partial(_class_metrics, steps.class_evaluation(setup), list(batches.labelled(checks, size, pad)))
-        done = _fit(
-            bench,
-            "evaluator",
-            folder,
-            steps.evaluator_step(setup, optimizer),
-            start,
-            {},
-            batches.classes(rows, epochs, pad),
-            epochs.steps,
-            validate=lambda now: evaluate(now.trainable)["loss"],
-            validate_every=epochs.per_epoch[0],
-            patience=section.patience,
-        )
-        checkpoint.save_tree(folder / CLASSIFIER, done.state.trainable)
-        final = evaluate(done.state.trainable)
-        return {
-            "comparisons": len(train),
-            "held_out": len(held_out),
-            "validation_loss": final["loss"],
-            "validation_accuracy": final["right"],
-        }
-
-    data = fingerprint([[list(row) for row in part] for part in (train, held_out)])
-    return bench.store.run(Stage("evaluator", settings, {"model": model.digest, "data": data}), build)
-
-
-def _classifier(params: Mapping[str, Any], key: jax.Array) -> dict[str, Any]:
-    body = {name: part for name, part in params.items() if name != "head"}
-    head = heads.init(body["norm"]["scale"].shape[0], 2, key)
-    return {"params": jax.tree.map(lambda w: jnp.asarray(w, jnp.float32)[None], body), "head": head[None]}
-
-
-def _class_metrics(evaluation: Callable, data: Sequence, trainable: Any) -> dict[str, float]:
-    sums = [jax.device_get(evaluation(trainable, {}, batch)) for batch in data]
-    units = sum(float(s["units"][0]) for s in sums)
-    return {name: sum(float(s[name][0]) for s in sums) / units for name in ("loss", "right")}
-
-
-def score_fn(bench: Bench, model: Model, evaluator: Artifact) -> Callable[[Sequence[Request3]], Float[np.ndarray, " n"]]:
-    """The evaluator as a function: for each (question, A, B) the probability that the holder of A accepts to change to B."""
-    like = jax.eval_shape(_classifier, decoder.abstract(model.config), jax.random.key(0))
-    trained = checkpoint.load_tree(Path(evaluator.folder) / CLASSIFIER, like)
-    probabilities = steps.class_probabilities(bench.setup(model))
-
-    def score(requests: Sequence[Request3]) -> Float[np.ndarray, " n"]:
-        out = np.full(len(requests), np.nan)
-        with Progress("comparisons", len(requests), "scores") as progress:
-            for taken, batch in batches.scoring(
-                model.tokenizer.comparisons(requests), bench.config.compute.score_batch, model.tokenizer.pad
-            ):
-                out[taken] = np.asarray(probabilities(trained, {}, batch))[: len(taken), 1]
-                progress.advance(len(taken))
-        return out
-
-    return score
 
 
 def optimise(bench: Bench, model: Model, policy: Artifact, chosen: Sequence[Pair]) -> Artifact:
@@ -267,7 +210,7 @@ def optimise(bench: Bench, model: Model, policy: Artifact, chosen: Sequence[Pair
     section = bench.config.dpo
     optimizer = bench.optimizer(section)
     settings = {"optimizer": asdict(optimizer), "epochs": section.epochs, "batch": section.batch, "beta": section.beta}
-    settings |= {"lora": asdict(bench.lora), "max_length": bench.config.sft.max_length, "seed": bench.config.seed}
+    settings |= {"lora": asdict(bench.lora), "max_length": bench.config.sft.max_length}
 
     def build(folder: Path) -> Mapping[str, Any]:
         start = load_adapters(bench, model, Path(policy.folder) / ADAPTERS, 1)
@@ -276,12 +219,12 @@ def optimise(bench: Bench, model: Model, policy: Artifact, chosen: Sequence[Pair
         epochs = Epochs((len(data),), section.batch, section.epochs, bench.config.seed)
         at = batches.preferences(data, epochs, pad, bench.config.sft.max_length)
         begin = state.init(start, optimizer, epochs.totals)
-        done = _fit(bench, "dpo", folder, steps.dpo_step(setup, optimizer, section.beta), begin, model.params, at, epochs.steps)
+        done = fit(bench, "dpo", folder, steps.dpo_step(setup, optimizer, section.beta), begin, model.params, at, epochs.steps)
         checkpoint.save_tree(folder / ADAPTERS, done.state.trainable)
         return {"pairs": len(chosen), "steps": epochs.steps}
 
     inputs = {"model": model.digest, "policy": policy.manifest["digest"], "pairs": fingerprint([asdict(pair) for pair in chosen])}
-    return bench.store.run(Stage("dpo", settings, inputs), build)
+    return bench.run("dpo", settings, inputs, build)
 
 
 def _with_reference(bench: Bench, model: Model, reference: Any, chosen: Sequence[Pair]) -> list[Preference]:
@@ -290,6 +233,8 @@ def _with_reference(bench: Bench, model: Model, reference: Any, chosen: Sequence
     samples, out = sides[0] + sides[1], np.empty(2 * len(chosen))
     run = steps.sequence_log_probs(bench.setup(model, bench.lora))
     size, limit = bench.config.compute.score_batch, bench.config.sft.max_length
-    for taken, batch in batches.likelihoods(samples, size, model.tokenizer.pad, limit):
-        out[taken] = np.asarray(run(reference, model.params, batch))[: len(taken)]
+    with Progress("dpo reference", len(samples), "answers") as progress:
+        for taken, batch in batches.likelihoods(samples, size, model.tokenizer.pad, limit):
+            out[taken] = np.asarray(run(reference, model.params, batch))[: len(taken)]
+            progress.advance(len(taken))
     return [Preference(*row) for row in zip(*sides, out[: len(chosen)].tolist(), out[len(chosen) :].tolist(), strict=True)]

@@ -46,11 +46,11 @@ Build = Callable[[Path], Mapping[str, Any] | None]
 
 
 class Store:
-    """The artifacts under `root`. With `verify`, every file's SHA-256 is checked before use; sizes always are."""
+    """The artifacts under `root`. Before its first use by a store every file's SHA-256 is checked, afterwards the sizes are."""
 
-    def __init__(self, root: str | Path, verify: bool = False):
+    def __init__(self, root: str | Path):
         self.root = Path(root)
-        self.verify = verify
+        self._verified: set[Path] = set()
 
     def key(self, stage: Stage) -> str:
         """SHA-256 (hex) of the stage's name, settings and inputs' hashes. ValueError for what JSON cannot hold, NaN too."""
@@ -63,7 +63,17 @@ class Store:
         """The stage's artifact if it is finished, else None. ValueError, naming the file, if it is damaged."""
         key = self.key(stage)
         folder = self.root / "stages" / f"{stage.name}-{key[:12]}"
-        return Artifact(str(folder), key, _check(folder, key, self.verify)) if folder.exists() else None
+        return self.read(folder, key) if folder.exists() else None
+
+    def read(self, folder: Path, key: str | None = None) -> Artifact:
+        """The artifact in a folder of `stages/`. ValueError, naming the file, if it is damaged."""
+        manifest = _check(folder, key, hashes=folder not in self._verified)
+        self._verified.add(folder)
+        return Artifact(str(folder), manifest["key"], manifest)
+
+    def seconds(self, artifact: Artifact) -> float:
+        """How long its build took."""
+        return read_json(Path(artifact.folder) / ABOUT)["seconds"]
 
     def run(self, stage: Stage, build: Build) -> Artifact:
         """The stage's artifact: found, or built. Two processes never build one stage at a time: the second waits and reads.
@@ -79,16 +89,16 @@ class Store:
             if not self.find(stage):  # asked again: another process may have built it while this one waited
                 if not _sealed(partial, key):
                     _fill(partial, stage, key, build)
-                _commit(partial, self.root / "stages" / partial.name)
+                final = self.root / "stages" / partial.name
+                _commit(partial, final)
+                self._verified.add(final)  # its bytes were hashed as they were written
             artifact = self.find(stage)
         assert artifact is not None
         return artifact
 
     def finished(self) -> list[Artifact]:
-        """Every finished artifact, by folder name; sizes (and hashes with `verify`) are checked as in `find`."""
-        folders = sorted(path for path in (self.root / "stages").glob("*") if path.is_dir())
-        manifests = [_check(folder, None, self.verify) for folder in folders]
-        return [Artifact(str(folder), manifest["key"], manifest) for folder, manifest in zip(folders, manifests, strict=True)]
+        """Every finished artifact, by folder name, checked as in `find`."""
+        return [self.read(folder) for folder in sorted(path for path in (self.root / "stages").glob("*") if path.is_dir())]
 
 
 def claim(workdir: str | Path, config: Mapping[str, Any], ignore: Sequence[str] = ("method", "seed")) -> None:

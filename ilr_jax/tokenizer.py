@@ -28,7 +28,10 @@ class Tokenizer:
             raise ValueError(
                 f"{folder}: wanted {' or '.join(FILES)} there, found neither; copy the files of the model's tokenizer beside its weights"
             )
-        self._tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{folder}: its tokenizer cannot be loaded; replace the model's tokenizer.json\n  {error}") from error
         if len(self._tokenizer) > config.vocab_size:
             raise ValueError(
                 f"{folder}: the tokenizer has {len(self._tokenizer)} entries but the model's embedding only {config.vocab_size}: "
@@ -49,6 +52,10 @@ class Tokenizer:
     def prompts(self, questions: Sequence[str], room: int = 1) -> list[list[int]]:
         """Ids of each question as it is asked; `room` tokens must still fit behind it, else ValueError."""
         return self._fitting(self.encode([PROMPT.format(question=q) for q in questions]), questions, room)
+
+    def lengths(self, questions: Sequence[str]) -> list[int]:
+        """Tokens of each question as it is asked, whether they fit or not."""
+        return [len(ids) for ids in self.encode([PROMPT.format(question=q) for q in questions])]
 
     def answers(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each answer, EOS included."""

@@ -78,6 +78,7 @@ def make_tiny_config(models: dict[str, Path]) -> ConfigDict:
     config.strong.model = str(models["mistral"])
     config.rounds = 1
     config.task.train_examples, config.task.test_examples = 24, 8
+    config.sft.max_length = 512  # their tokens are bytes
     config.sft.batch = config.dpo.batch = config.evaluator.batch = 8
     config.weak.epochs = config.strong.epochs = config.dpo.epochs = config.evaluator.epochs = 1
     config.evaluator.checkpoints = 3
@@ -103,4 +104,6 @@ def child(workdir: str, models: str) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         every_label_usable(patch)
-        rounds.run(make_tiny_config({path.name: path for path in Path(models).iterdir()}), workdir)
+        config = make_tiny_config({path.name: path for path in Path(models).iterdir()})
+        config.compute.save_every = 0.0  # after every step: whenever it is killed, there is something to go on from
+        rounds.run(config, workdir)

@@ -7,6 +7,7 @@ from pathlib import Path
 from ilr_jax.types import Audit, Label
 
 BLANK = {"label_accuracy": None, "labels": None, "evaluator_accuracy": None, "evaluator_pairs": None, "agreed": None, "compared": None}
+BLANK |= {"unread": None, "preferences": None, "label_file": None}
 BLANK |= {"replaced": None, "threshold": None, "flows": None, "audit": None, "answers": "stages/test-0/answers.jsonl", "seconds": 2.5}
 HOSTILE = "</script><script>alert(1)</script><!-- <b>bold</b>"
 
@@ -51,7 +52,7 @@ def write_refinement(workdir, name, audit):
     write_rows(folder / "audit.jsonl", audit)
     labels = [Label(row.example_id, row.after, "proposal" if row.accepted else "weak", row.round if row.accepted else 0) for row in audit]
     write_rows(folder / "labels.jsonl", labels)
-    return f"stages/{name}/audit.jsonl"
+    return {"audit": f"stages/{name}/audit.jsonl", "label_file": f"stages/{name}/labels.jsonl"}
 
 
 def make_workdir(workdir, seeds=(0,)):
@@ -61,7 +62,9 @@ def make_workdir(workdir, seeds=(0,)):
     write_stage(workdir, "evaluator-0123456789ab", {"validation_accuracy": 0.7123, "pairs": 88})
     for seed in seeds:
         plus = seed / 100
-        first = round_row(0, 0.50 + plus, label_accuracy=0.41, labels=4)
+        given = [decision(f"q{n}", 0, reason="the weak supervisor's answer", score=None, proposal="") for n in (1, 2, 3, 4)]
+        file = write_refinement(workdir, f"first-labels-{seed}", given)["label_file"]
+        first = round_row(0, 0.50 + plus, label_accuracy=0.41, labels=4, label_file=file)
         write_run(workdir, "sft", [first], seed)
         write_run(workdir, "ilr", [first, *_refined_rounds(workdir, seed, plus)], seed)
         judged = round_row(1, 0.51 + plus, evaluator_accuracy=0.75, evaluator_pairs=100, compared=150)
@@ -74,7 +77,7 @@ def _refined_rounds(workdir, seed, plus):
         decision("q1", 1, accepted=True, reason="score 0.9000 > threshold 0.6300", score=0.9),
         decision("q2", 1, proposal=HOSTILE, right=(True, False)),
         decision("q3", 1, reason="agrees with the label", score=None, right=(True, True)),
-        decision("q4", 1, reason="no proposal could be read", score=None, right=(False, None), proposal=""),
+        decision("q4", 1, reason="the proposal is empty", score=None, right=(False, None), proposal=""),
     ]
     two = [dataclasses.replace(row, round=2, accepted=False, before=row.after, reason="not judged") for row in one]
     two[1] = decision("q2", 2, accepted=True, reason="score 0.8000 > threshold 0.6300", score=0.8)
@@ -83,4 +86,4 @@ def _refined_rounds(workdir, seed, plus):
     facts = {"labels": 4, "agreed": 1, "compared": 2, "replaced": 1, "threshold": 0.63, "flows": flows}
     for number, (accuracy, right, pairs) in enumerate([(0.55, 0.6, 10), (0.61, 0.8, 30)], 1):
         judged = {"evaluator_accuracy": right, "evaluator_pairs": pairs, "label_accuracy": 0.41 + number / 10}
-        yield round_row(number, accuracy + plus, **facts, **judged, audit=audits[number - 1])
+        yield round_row(number, accuracy + plus, **facts, **judged, **audits[number - 1])

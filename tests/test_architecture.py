@@ -24,15 +24,17 @@ ARROWS = {
     "refine": {"types"},
     "page": {"files", "types"},
     "report": {"files", "metrics", "page", "types"},
+    "settings": {"tasks", "types"},
     "roles": {"files", "models", "tokenizer", "types"},
-    "stages": {"batches", "files", "models", "progress", "roles", "sample", "store", "train", "types"},
-    "lab": {"files", "refine", "roles", "sample", "stages", "store", "tasks", "types"},
-    "rounds": {"files", "lab", "metrics", "refine", "store", "types"},
+    "stages": {"batches", "files", "models", "progress", "roles", "sample", "store", "tokenizer", "train", "types"},
+    "evaluator": {"batches", "models", "progress", "roles", "stages", "train", "types"},
+    "lab": {"evaluator", "files", "refine", "roles", "sample", "stages", "store", "tasks", "types"},
+    "rounds": {"files", "lab", "metrics", "settings", "store", "types"},
     "export": {"files", "models", "roles", "stages", "store"},
-    "main": {"files", "rounds"},
+    "main": {"rounds"},
     "cli": {"main", "report", "export", "files", "types"},
 }
-WITHOUT_JAX = {"types", "files", "progress", "store", "metrics", "batches", "tasks", "refine", "page", "report"}
+WITHOUT_JAX = {"types", "files", "progress", "store", "metrics", "batches", "tasks", "settings", "refine", "page", "report"}
 
 
 def room_of(path: Path) -> str:

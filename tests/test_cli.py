@@ -47,7 +47,7 @@ def test_run_hands_its_flags_to_main_untouched(monkeypatch):
     from ilr_jax import main
 
     given = []
-    monkeypatch.setattr(main, "run", given.append)
+    monkeypatch.setattr(main, "run", lambda argv: given.append(argv) or 0)
     assert cli.main(["run", "--config=c.py", "--workdir", "w", "--config.rounds=2", "--helpfull"]) == 0
     assert given == [["ilr run", "--config=c.py", "--workdir", "w", "--config.rounds=2", "--helpfull"]]
 
@@ -78,6 +78,23 @@ def test_status_tells_runs_stages_and_what_is_under_way(workdir, capsys):
     assert "2.0 MB, last written" in partial and lines[-1].startswith("disk: 2.0 MB")
 
 
+def test_status_leaves_out_what_a_live_run_takes_away_meanwhile(workdir, monkeypatch, capsys):
+    partial = workdir / "partial" / "sft-00aa"
+    partial.mkdir(parents=True)
+    (partial / "a.tmp").write_bytes(b"0" * 1_000_000)
+    (partial / "weights").write_bytes(b"0" * 2_000_000)
+    real = cli.os.lstat
+
+    def vanishing(path, *given, **named):
+        if str(path).endswith("a.tmp"):
+            raise FileNotFoundError(path)
+        return real(path, *given, **named)
+
+    monkeypatch.setattr(cli.os, "lstat", vanishing)
+    assert cli.main(["status", str(workdir)]) == 0
+    assert "sft-00aa: 2.0 MB" in capsys.readouterr().out
+
+
 def test_status_of_a_workdir_in_its_first_round(tmp_path, capsys):
     (tmp_path / "config.json").write_text("{}")
     assert cli.main(["status", str(tmp_path)]) == 0
@@ -95,6 +112,10 @@ def test_export_writes_labels_as_json_lines(workdir, tmp_path, capsys):
         "text": "#### 8",
         "source": "proposal",
         "round": 1,
+        "decided": 1,
+        "decision": "accepted",
+        "accept": 0.9,
+        "reject": 0.9,
         "score": 0.9,
         "threshold": 0.63,
         "reason": "score 0.9000 > threshold 0.6300",
@@ -117,7 +138,7 @@ def test_demo_runs_the_quickstart_and_reports(tmp_path, monkeypatch, capsys):
     def experiment(flags):
         given.extend(flags)
         make_workdir(tmp_path / "demo")
-        sys.exit()  # as absl does after success
+        return 0
 
     monkeypatch.setattr(main, "run", experiment)
     assert cli.main(["demo", "--workdir", str(tmp_path / "demo"), "--seed", "7"]) == 0
@@ -128,10 +149,8 @@ def test_demo_runs_the_quickstart_and_reports(tmp_path, monkeypatch, capsys):
 def test_demo_that_fails_keeps_its_exit_code(tmp_path, monkeypatch):
     from ilr_jax import main
 
-    monkeypatch.setattr(main, "run", lambda flags: sys.exit(2))
-    with pytest.raises(SystemExit) as end:
-        cli.main(["demo", "--workdir", str(tmp_path)])
-    assert end.value.code == 2
+    monkeypatch.setattr(main, "run", lambda flags: 2)
+    assert cli.main(["demo", "--workdir", str(tmp_path)]) == 2
 
 
 def test_env_lists_versions_and_machine(capsys):
@@ -155,7 +174,7 @@ def test_env_shows_why_no_device_starts(monkeypatch, capsys):
         (["report", "{}"], "no runs"),
         (["status", "{}"], "no config.json"),
         (["export", "{}", "--method", "ilr", "--labels", "x"], "no runs"),
-        (["export", "{}/one", "--method", "sft", "--labels", "x"], "no round of it"),
+        (["export", "{}/one", "--method", "sft", "--round", "1", "--labels", "x"], "wanted labels of round 1"),
         (["export", "{}/one", "--method", "ilr", "--labels", "{}/no/folder/x"], "could not write"),
         (["export", "{}/one", "--method", "ilr", "--labels", "x", "--adapter"], "--model DIR"),
         (["report", "{}/one", "{}"], "--out"),

@@ -233,17 +233,46 @@ def test_labels_come_with_the_decision_that_put_them_there(workdir):
     one, two, three, _ = report.labels(workdir, "ilr", 0)
     assert (one["text"], one["source"], one["round"], one["score"]) == ("#### 8", "weak", 0, 0.9)
     assert (two["text"], two["source"], two["round"], two["reason"]) == ("#### 8", "proposal", 2, "score 0.8000 > threshold 0.6300")
-    assert (three["prompt"], three["text"], three["score"], three["reason"]) == ("Question q3?", "#### 7", None, None)
-    assert report.labels(workdir, "ilr", 0, round=1)[1]["text"] == "#### 7"
+    assert (three["prompt"], three["text"], three["score"], three["reason"]) == ("Question q3?", "#### 7", None, "not judged")
+    kept = report.labels(workdir, "ilr", 0, round=1)[1]
+    assert (kept["text"], kept["decision"], kept["decided"], kept["reason"]) == ("#### 7", "kept", 1, "score 0.4000 <= threshold 0.6300")
+    assert (kept["accept"], kept["reject"], kept["score"], kept["threshold"]) == (0.4, 0.4, 0.4, 0.63)
+
+
+@pytest.mark.parametrize("which", [("sft", 0, None), ("ilr", 0, 0), ("dpo", 0, 1)])
+def test_first_labels_come_with_their_source_too(workdir, which):
+    rows = report.labels(workdir, *which)
+    assert [row["example_id"] for row in rows] == ["q1", "q2", "q3", "q4"]
+    assert {(row["source"], row["round"], row["decision"], row["reason"]) for row in rows} == {
+        ("weak", 0, "kept", "the weak supervisor's answer")
+    }
+
+
+def test_ilr_is_compared_with_each_rival_over_all_seeds(tmp_path):
+    make_workdir(tmp_path, seeds=(0, 4, 2))
+    path = report.write([tmp_path])
+    dpo, sft = read_json(path.with_name("results.json"))["differences"]
+    assert (dpo["series"], dpo["against"], dpo["seeds"], dpo["over"]) == ("ilr", "dpo", [0, 2, 4], "seeds")
+    assert dpo["mean"] == pytest.approx(0.10) and dpo["interval"] == pytest.approx([0.10, 0.10])
+    assert (sft["against"], sft["mean"]) == ("sft", pytest.approx(0.11))
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(report.table(report.collect([tmp_path])))
+    console.file.close()
+    line = "ilr - dpo: +10.0 [+10.0,+10.0], seeds 0, 2, 4"
+    assert line in console.export_text() and line in path.read_text()
+
+
+def test_differences_stay_within_a_workdir_where_two_hold_the_same_runs(tmp_path):
+    workdirs = [make_workdir(tmp_path / name) for name in ("one", "two")]
+    pairs = [(entry["series"], entry["against"]) for entry in report.differences(report.collect(workdirs))]
+    assert pairs == [(f"ilr ({name})", f"{rival} ({name})") for name in ("one", "two") for rival in ("dpo", "sft")]
 
 
 @pytest.mark.parametrize(
     "which, message",
     [
         (("naive", 0, None), "only .*ilr seed 0"),
-        (("sft", 0, None), "no round of it"),
-        (("ilr", 0, 3), r"round 3 .*\[1, 2\]"),
-        (("ilr", 0, 0), "round 0"),
+        (("ilr", 0, 3), r"round 3 .*\[0, 1, 2\]"),
     ],
 )
 def test_labels_that_are_not_there(workdir, which, message):

@@ -37,7 +37,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 def test_a_stage_is_built_once_and_then_found(tmp_path):
     built = Store(tmp_path).run(STAGE, build)
-    assert Store(tmp_path, verify=True).run(STAGE, forbidden) == built == Store(tmp_path).find(STAGE)
+    assert Store(tmp_path).run(STAGE, forbidden) == built == Store(tmp_path).find(STAGE)
     assert Path(built.folder) == tmp_path / "stages" / f"weak_labels-{built.key[:12]}"
     assert built.manifest["metrics"] == {"accuracy": 0.5} and built.manifest["inputs"] == {"d1": "abc"}
     assert built.manifest["files"]["deep/er/weights.bin"]["size"] == 256 and len(built.manifest["files"]) == 2
@@ -86,7 +86,7 @@ def test_two_runs_give_the_same_bytes_but_for_about(tmp_path):
 
 def test_settings_with_other_keys_than_text_come_back_sealed(tmp_path):
     stage = Stage("s", {"by_epoch": {10: "x", 9: "y"}, "betas": (0.9, 0.99)}, {})
-    assert Store(tmp_path, verify=True).run(stage, build).manifest["settings"]["betas"] == [0.9, 0.99]
+    assert Store(tmp_path).run(stage, build).manifest["settings"]["betas"] == [0.9, 0.99]
 
 
 @pytest.mark.parametrize("stage", [Stage("a/b", {}, {}), Stage("..", {}, {}), Stage("", {}, {}), Stage("x", {"lr": float("nan")}, {})])
@@ -123,12 +123,18 @@ def test_a_damaged_file_is_named_and_never_used(tmp_path, name, how):
     damage(Path(artifact.folder) / name, how)
     for use in (lambda s: s.run(STAGE, forbidden), lambda s: s.find(STAGE), lambda s: s.finished()):
         with pytest.raises(ValueError, match=rf"{name} is damaged: .*not used. Delete .*{Path(artifact.folder).name}"):
-            use(Store(tmp_path, verify=True))
-    if (name, how) != ("deep/er/weights.bin", "flipped"):
-        with pytest.raises(ValueError, match="is damaged"):
-            Store(tmp_path).find(STAGE)
+            use(Store(tmp_path))
     shutil.rmtree(artifact.folder)
-    assert Store(tmp_path, verify=True).run(STAGE, build) == artifact
+    assert Store(tmp_path).run(STAGE, build) == artifact
+
+
+def test_an_artifact_is_hashed_once_by_a_store_and_not_by_its_builder(tmp_path, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(store, "sha256_of", lambda path: hashed.append(path.name) or files.sha256_of(path))
+    builder, reader = Store(tmp_path), Store(tmp_path)
+    builder.run(STAGE, build)
+    assert len(hashed) == 2 and builder.find(STAGE) and len(hashed) == 2
+    assert reader.find(STAGE) and reader.run(STAGE, forbidden) and len(hashed) == 4
 
 
 def test_any_changed_value_in_the_manifest_breaks_its_seal(tmp_path):
@@ -173,7 +179,7 @@ def test_a_sealed_partial_folder_with_a_flipped_bit_is_built_again(tmp_path, mon
         Store(tmp_path).run(STAGE, build)
     (weights,) = tmp_path.rglob("weights.bin")
     damage(weights, "flipped")
-    assert Store(tmp_path, verify=True).run(STAGE, build)
+    assert Store(tmp_path).run(STAGE, build)
     assert "building again" in caplog.text
 
 

@@ -79,7 +79,7 @@ def run_with_resume(root: Path):
         (resume / "step").write_text("1")
         return build(folder)
 
-    return Store(root, verify=True).run(STAGE, continued)
+    return Store(root).run(STAGE, continued)
 
 
 def test_whichever_disk_call_fails_the_artifact_is_whole_or_absent_and_a_retry_succeeds(tmp_path, monkeypatch):
@@ -95,7 +95,7 @@ def test_whichever_disk_call_fails_the_artifact_is_whole_or_absent_and_a_retry_s
                 run_with_resume(root)
             except StorageError as error:
                 assert str(tmp_path) in str(error) and str(error).count("start the same command again") == 1
-        found = Store(root, verify=True).find(STAGE)
+        found = Store(root).find(STAGE)
         assert found is None or found.manifest == whole.manifest
         assert run_with_resume(root).manifest == whole.manifest
         assert tree(root / "stages") == expected
@@ -195,4 +195,4 @@ def test_killed_at_random_moments_and_started_again_it_ends_with_the_same_bytes(
                 break
     assert kills >= 4 and process.returncode == 0
     assert tree(tmp_path / "killed") == tree(tmp_path / "unbroken")
-    assert len(Store(tmp_path / "killed", verify=True).finished()) == 3
+    assert len(Store(tmp_path / "killed").finished()) == 3

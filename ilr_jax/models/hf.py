@@ -115,10 +115,8 @@ def _drop_copies(folder: Path, config: ModelConfig, found: dict[str, Stored]) ->
     return {name: tensor for name, tensor in found.items() if tensor is not head}
 
 
-def _read(
-    folder: Path, config: ModelConfig, dtype: DTypeLike, sharding: Placement, classifier: bool
-) -> tuple[dict[str, Any], Stored | None]:
-    """Parameters, and the classifier's head as it lies in the file."""
+def check(folder: Path, config: ModelConfig, classifier: bool = False) -> dict[str, Stored]:
+    """The model's tensors as they lie in the files. Raises ValueError that lists every missing, extra and misshapen one; reads headers."""
     layout = _layout(config, head=not classifier)
     found = _drop_copies(folder, config, tensors.catalogue(folder))
     wanted = {name: shape for names, shape in layout.values() for name in names}
@@ -126,6 +124,14 @@ def _read(
     if classifier:
         wanted["score.weight"] = (score.shape[0] if score and score.shape else 2, config.hidden_size)
     tensors.check(folder, wanted, found)
+    return found
+
+
+def _read(
+    folder: Path, config: ModelConfig, dtype: DTypeLike, sharding: Placement, classifier: bool
+) -> tuple[dict[str, Any], Stored | None]:
+    """Parameters, and the classifier's head as it lies in the file."""
+    found, layout = check(folder, config, classifier), _layout(config, head=not classifier)
     flat = {
         path: _place(tuple(found[name] for name in names), path.startswith("layers."), dtype, _target(sharding, path))
         for path, (names, _) in layout.items()
@@ -133,7 +139,7 @@ def _read(
     bad = ", ".join(path for path, good in _finite(flat).items() if not good)
     if bad:
         raise ValueError(f"{folder}: not finite in {jnp.dtype(dtype).name}: {bad}; the file is damaged or needs a wider dtype")
-    return unflatten_dict(flat, sep="."), score if classifier else None
+    return unflatten_dict(flat, sep="."), found.get("score.weight")
 
 
 def load(

@@ -1,6 +1,8 @@
 """Which proposals say the same as the label: these keep the label and cost no comparison.
 
-Not here: what "the same" means. That is the task's (same final number, same execution result, ...) and comes as a function.
+Not here: what "the same" means. That is the task's (same final number, same execution result, ...) and comes as a function. An answer
+in which the task can read nothing, such as one without a final number, says nothing, so it agrees with no other text, not even with one
+that says nothing either: the evaluator decides between them. Only a blank proposal is left out.
 From: paper section 3 and appendix (agreement by task).
 """
 
@@ -42,7 +44,7 @@ def readable(proposal: str | None) -> bool:
 
 
 def standings(labels: Sequence[Label], proposals: Sequence[str | None], examples: Sequence[Example], agree_fn: AgreeFn) -> list[Standing]:
-    """How each proposal stands to its label: 'unread' (None or blank), 'agrees' or 'disagrees'.
+    """How each proposal stands to its label: 'unread' (nothing to read: None or blank), 'agrees' or 'disagrees'.
 
     A proposal with the label's very text agrees, whatever `agree_fn` says of it.
     """

@@ -1,7 +1,7 @@
 """One round of each way to refine labels, as a pure function: labels and proposals in, (new labels, decisions) out.
 
 Not here: training, sampling, and DPO's data (`pairs`). `labels`, `proposals` and `examples` are aligned; a proposal is None
-where none could be read. Only the oracle and `correct_demos` look at what is right.
+or blank where there is none. Only the oracle and `correct_demos` look at what is right.
 From: paper section 3 (ILR) and its experiments with naive refinement, oracle feedback and correct demonstrations.
 """
 
@@ -60,7 +60,7 @@ def naive_round(
 ) -> Refined:
     """Replace a random `alpha` of all labels by their proposals, asking nobody; `match_count` gives their number instead.
 
-    Drawn among the proposals that could be read; if these are fewer than wanted, all are taken.
+    Drawn among the proposals that are not blank; if these are fewer than wanted, all are taken.
     """
     check_aligned(labels, proposals, examples)
     wanted = share_of(len(labels), alpha) if match_count is None else match_count

@@ -45,10 +45,12 @@ def threshold(scores: Float[Any, " N"], alpha: float, alpha_of: str = "disagreei
     return max(0.5, float(np.quantile(scores, 1 - alpha)))
 
 
+REASONS: dict[Standing, str] = {"unread": "the proposal is empty", "agrees": "agrees with the label", "disagrees": "not judged"}
+
+
 def unasked(label: Label, proposal: str | None, standing: Standing, round: int) -> Decision:
     """The decision on a proposal that nobody judged: the label stays."""
-    reason = {"unread": "no proposal could be read", "agrees": "agrees with the label", "disagrees": "not judged"}[standing]
-    return Decision(label.example_id, round, label.text, proposal or "", False, reason)
+    return Decision(label.example_id, round, label.text, proposal or "", False, REASONS[standing])
 
 
 def judged(comparison: Comparison, limit: float, round: int) -> Decision:

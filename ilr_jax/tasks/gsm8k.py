@@ -5,7 +5,6 @@ Rows come from the Hub (`openai/gsm8k`, config `main`) or from a folder that `da
 at d1a2a27, `metrics/eval_gsm8k.py`), so that its figures can be compared. Reading symbolic mathematics is out of scope.
 """
 
-import json
 import re
 import unicodedata
 from collections.abc import Callable, Hashable, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from ilr_jax.files import read_json
 from ilr_jax.types import Example
 
 HUB = ("openai/gsm8k", "main")
@@ -62,9 +62,10 @@ class Grading:
         return np.array([w is not None and read(a) == w for a, w in zip(answers, wanted, strict=True)], dtype=bool)
 
     def agree(self, a: Sequence[str], b: Sequence[str], examples: Sequence[Example]) -> Bool[np.ndarray, " n"]:
-        """Whether two answers say the same: the same final number, or both none (paper section 3: such pairs need no comparison)."""
+        """Whether two answers state the same final number (paper section 3: it needs no comparison); one without any does not."""
         read = GRADERS[self.grader]
-        return np.array([read(x) == read(y) for x, y, _ in zip(a, b, examples, strict=True)], dtype=bool)
+        pairs = [(read(x), read(y)) for x, y, _ in zip(a, b, examples, strict=True)]
+        return np.array([x is not None and x == y for x, y in pairs], dtype=bool)
 
     def usable(self, answer: str) -> bool:
         """Whether the answer may be trained on: one without `####` may not, yet it stays in the pool that is refined."""
@@ -107,7 +108,7 @@ def _rows(path: str | None, split: str) -> Any:
     import datasets
 
     where = path or HUB[0]
-    rows: Any = datasets.load_from_disk(str(_folder(Path(path), split))) if path else datasets.load_dataset(*HUB, split=split)
+    rows: Any = datasets.load_from_disk(str(_folder(Path(path), split))) if path else _fetched(split)
     if missing := [column for column in COLUMNS if column not in rows.column_names]:
         raise ValueError(f"{where}, {split}: wanted columns {COLUMNS}, missing {missing}, found {rows.column_names}; rename them")
     if not len(rows):
@@ -115,15 +116,35 @@ def _rows(path: str | None, split: str) -> Any:
     return rows
 
 
+def _fetched(split: str) -> Any:
+    """One split from the Hub, or from the copy of it that `datasets` keeps."""
+    import datasets
+
+    try:
+        return datasets.load_dataset(*HUB, split=split)
+    except (OSError, ValueError) as error:  # no network, offline, no such cached copy
+        raise ValueError(
+            f"{HUB[0]} cannot be had from the Hugging Face Hub ({error}); check the network and HF_HUB_OFFLINE, or set task.path to a "
+            "folder that DatasetDict.save_to_disk wrote"
+        ) from error
+
+
+def _field(path: Path, name: str) -> Any:
+    found = read_json(path)
+    if not isinstance(found, dict) or name not in found:
+        raise ValueError(f"{path}: wanted an object with {name!r}, got {found!r:.80}; the folder is damaged, save it again")
+    return found[name]
+
+
 def _folder(path: Path, split: str) -> Path:
     """The folder of one split of a saved DatasetDict."""
     listing = path / "dataset_dict.json"
     if not listing.is_file():
         raise ValueError(f"task.path={str(path)!r}: wanted a folder that DatasetDict.save_to_disk wrote, with splits train and test")
-    if split not in (found := json.loads(listing.read_text())["splits"]):
+    if split not in (found := _field(listing, "splits")):
         raise ValueError(f"{path}: no split {split!r}; found {', '.join(found)}")
     # `datasets` writes an empty split without a data file, and then fails to read it.
-    if not json.loads((path / split / "state.json").read_text())["_data_files"]:
+    if not _field(path / split / "state.json", "_data_files"):
         raise ValueError(f"{path}, {split}: the split is empty; wanted at least one row")
     return path / split
 

@@ -75,7 +75,7 @@ def test_decisions_say_why_and_relabel_follows_them():
         "score 0.8100 > threshold 0.6400",
         "score 0.5800 <= threshold 0.6400",
         "agrees with the label",
-        "no proposal could be read",
+        "the proposal is empty",
     ]
     first = decisions[0]
     assert (first.before, first.proposal, first.accept, first.reject, first.score, first.threshold) == (

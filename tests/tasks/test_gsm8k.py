@@ -59,7 +59,7 @@ def test_decimals():
 def test_agreement_is_about_the_final_number():
     a = ["2*3=6\n#### 6", "#### 6", "no number", "#### 6"]
     b = ["3+3=6\n#### $6.00", "#### 7", "none here either", "no number"]
-    assert gsm8k.Grading().agree(a, b, [THOUSAND] * 4).tolist() == [True, False, True, False]
+    assert gsm8k.Grading().agree(a, b, [THOUSAND] * 4).tolist() == [True, False, False, False]
 
 
 def test_usable_wants_the_mark():

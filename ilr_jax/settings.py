@@ -1,0 +1,89 @@
+"""What the fields of a config may be, checked before anything else: a misspelt value is an error and never another experiment.
+
+Names of fields are checked by the config itself, which is locked; models and data by the `lab`. Imports no JAX.
+"""
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+from math import inf
+from typing import Any
+
+from ilr_jax.tasks import FACTORIES
+from ilr_jax.tasks.gsm8k import GRADERS
+from ilr_jax.types import Config
+
+METHODS = ("sft", "ilr", "naive", "dpo")
+OPTIMIZERS = ("adamw", "adafactor", "rmsprop")
+CHOICES = {
+    "feedback": ("evaluator", "oracle"),
+    "demos": ("weak", "correct"),
+    "alpha_of": ("disagreeing", "all", "none"),
+    "task.name": tuple(FACTORIES),
+    "task.grader": tuple(GRADERS),
+    **{f"{section}.optimizer": OPTIMIZERS for section in ("weak", "strong", "evaluator", "dpo")},
+    "sft.normalize": ("sequence", "token"),
+    "decoding.proposals": ("beam", "sample"),
+    "decoding.length_rule": ("total", "generated"),
+    "dpo.scoring": ("symmetric", "released"),
+    "compute.dtype": ("auto", "float32", "bfloat16"),
+    "compute.attention": ("gemm", "xla", "cudnn"),
+    "compute.remat": ("none", "dots", "full"),
+}
+SHARE, COUNT, POSITIVE, NOT_NEGATIVE = (0, 1), (1, inf), (1e-30, 1e30), (0, 1e30)
+BOUNDS: dict[str, tuple[int | float, int | float]] = {
+    "rounds": NOT_NEGATIVE,
+    "folds": (2, inf),
+    "seed": (0, 2**32 - 1),
+    **dict.fromkeys(("task.train_examples", "task.test_examples", "task.seed"), NOT_NEGATIVE),
+    **{f"{section}.epochs": COUNT for section in ("weak", "strong", "evaluator", "dpo")},
+    **{f"{section}.learning_rate": NOT_NEGATIVE for section in ("weak", "strong", "evaluator", "dpo")},
+    **dict.fromkeys(("alpha", "sft.warmup", "evaluator.validation", "dpo.share"), SHARE),
+    **dict.fromkeys(("sft.batch", "evaluator.batch", "dpo.batch", "evaluator.patience", "evaluator.checkpoints"), COUNT),
+    **dict.fromkeys(("sft.max_length", "dpo.samples"), (2, inf)),
+    **dict.fromkeys(("lora.rank", "decoding.beams", "decoding.max_new_tokens"), COUNT),
+    **dict.fromkeys(("lora.alpha", "dpo.beta"), POSITIVE),
+    **dict.fromkeys(("evaluator.temperature", "decoding.temperature", "dpo.temperature", "compute.save_every"), NOT_NEGATIVE),
+    **dict.fromkeys(("compute.microbatches", "compute.slots", "compute.beam_batch", "compute.score_batch"), COUNT),
+}
+
+
+def check(config: Config) -> list[str]:
+    """The methods to run. Raises one ValueError that lists every field whose value cannot be: wanted, got, and the nearest."""
+    methods = [name.strip() for name in config.method.split(",")]
+    faults = [_choice("method", name, METHODS, "some of ") for name in methods if name not in METHODS]
+    faults += [_choice(name, value, wanted) for name, wanted in CHOICES.items() if (value := _value(config, name)) not in wanted]
+    faults += [_bound(name, value, *ends) for name, ends in BOUNDS.items() if not ends[0] <= (value := _value(config, name)) <= ends[1]]
+    faults += _together(config) if not faults else []
+    if faults:
+        raise ValueError("\n  ".join(["the config cannot be run:", *faults]))
+    return methods
+
+
+def _value(config: Config, name: str) -> Any:
+    for part in name.split("."):
+        config = config[part]
+    return config
+
+
+def _choice(name: str, got: Any, wanted: tuple[str, ...], some: str = "one of ") -> str:
+    near = get_close_matches(str(got), wanted, n=1, cutoff=0.5)
+    return f"{name}: wanted {some}{', '.join(wanted)}; got {got!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+def _bound(name: str, got: int | float, low: int | float, high: int | float) -> str:
+    if (low, high) == POSITIVE:
+        return f"{name}: wanted a number above 0; got {got}"
+    return f"{name}: wanted " + (f"at least {low}" if high >= 1e30 else f"{low} to {high}") + f"; got {got}"
+
+
+def _together(config: Config) -> Iterator[str]:
+    """Faults of fields that must fit each other."""
+    if config.dpo.samples % 2:
+        yield f"dpo.samples: wanted an even number, to pair them; got {config.dpo.samples}"
+    for section in ("sft", "evaluator", "dpo"):
+        if config[section].batch % config.compute.microbatches:
+            yield f"{section}.batch: wanted a multiple of compute.microbatches={config.compute.microbatches}; got {config[section].batch}"
+    at_once = "compute.beam_batch" if config.decoding.proposals == "beam" else "compute.slots"
+    for rows, needed in (("compute.slots", "evaluator.checkpoints"), ("compute.slots", "dpo.samples"), (at_once, "folds")):
+        if _value(config, rows) < _value(config, needed):
+            yield f"{rows}: wanted at least {needed}={_value(config, needed)}, which share them; got {_value(config, rows)}"

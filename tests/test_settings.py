@@ -1,0 +1,72 @@
+"""Values that a config's fields may not have: all of them in one message, before anything is done."""
+
+from typing import get_args
+
+import pytest
+
+from configs import base
+from ilr_jax import rounds, settings
+from ilr_jax.models.attention import Implementation
+from ilr_jax.models.decoder import Remat
+from ilr_jax.train.optimizer import TRANSFORMS
+
+
+def changed(**fields):
+    config = base.get_config()
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    return config
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("method", "ilr,sfd", "some of sft, ilr, naive, dpo; got 'sfd'; did you mean 'sft'"),
+        ("method", "", "some of sft.*got ''"),
+        ("feedback", "evalutor", "one of evaluator, oracle; got 'evalutor'; did you mean 'evaluator'"),
+        ("demos", "corect", "did you mean 'correct'"),
+        ("alpha_of", "disagree", "did you mean 'disagreeing'"),
+        ("task__name", "gsm8", "did you mean 'gsm8k'"),
+        ("task__grader", "string", "numeric, released"),
+        ("sft__normalize", "tokens", "did you mean 'token'"),
+        ("decoding__proposals", "beams", "did you mean 'beam'"),
+        ("decoding__length_rule", "totl", "did you mean 'total'"),
+        ("dpo__scoring", "release", "did you mean 'released'"),
+        *((f"{section}__optimizer", "adam", "did you mean 'adamw'") for section in ("weak", "strong", "evaluator", "dpo")),
+        ("compute__dtype", "bfloat", "did you mean 'bfloat16'"),
+        ("compute__attention", "flash", "gemm, xla, cudnn"),
+        ("compute__remat", "dot", "did you mean 'dots'"),
+        ("alpha", 1.5, "0 to 1; got 1.5"),
+        ("alpha", float("nan"), "0 to 1; got nan"),
+        ("folds", 1, "at least 2; got 1"),
+        ("rounds", -1, "at least 0"),
+        ("task__test_examples", -5, "at least 0"),
+        ("strong__epochs", 0, "at least 1"),
+        ("strong__learning_rate", -1e-4, "at least 0"),
+        ("sft__batch", 0, "at least 1"),
+        ("lora__alpha", 0.0, "above 0"),
+        ("evaluator__checkpoints", 0, "at least 1"),
+        ("evaluator__patience", 0, "at least 1"),
+        ("dpo__samples", 5, "an even number"),
+        ("dpo__share", 15.0, "0 to 1"),
+        ("compute__microbatches", 3, "sft.batch: wanted a multiple of compute.microbatches=3"),
+        ("compute__slots", 4, "compute.slots: wanted at least evaluator.checkpoints=10"),
+        ("compute__beam_batch", 1, "compute.beam_batch: wanted at least folds=2"),
+    ],
+)
+def test_a_value_that_cannot_be_is_named_with_what_was_wanted(name, value, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        settings.check(changed(**{name: value}))
+    assert name.split("__")[0] in str(caught.value)
+
+
+def test_all_faults_come_in_one_message():
+    with pytest.raises(ValueError) as caught:
+        settings.check(changed(feedback="evalutor", folds=0, sft__normalize="tokens"))
+    assert [line.split(":")[0].strip() for line in str(caught.value).splitlines()[1:]] == ["feedback", "sft.normalize", "folds"]
+
+
+def test_the_table_is_that_of_the_code_and_names_fields_of_the_config():
+    assert tuple(rounds.METHODS) == settings.METHODS and tuple(TRANSFORMS) == settings.OPTIMIZERS
+    assert settings.CHOICES["compute.attention"] == get_args(Implementation) and settings.CHOICES["compute.remat"] == get_args(Remat)
+    config = base.get_config()
+    assert settings.check(config) == ["ilr"] and all(settings._value(config, name) is not None for name in settings.BOUNDS)

@@ -1,0 +1,92 @@
+"""The experiment's other ways through, on tiny random models: each variant of the config runs, and its record says so."""
+
+import shutil
+import zlib
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from conftest import every_label_usable, make_tiny_config
+
+from ilr_jax import rounds
+from ilr_jax.files import read_json
+from ilr_jax.tasks import wordmath
+
+
+def half_right(self, answers, examples):
+    """Random models are never right, so half of the answers count as right, whichever they are."""
+    return np.array([zlib.crc32(f"{e.id} {text}".encode()) % 2 == 0 for text, e in zip(answers, examples, strict=True)], bool)
+
+
+@pytest.fixture(scope="module")
+def variant(tiny_models, tmp_path_factory):
+    """`variant(rounds=2)` runs the tiny config with that changed; all share one store, so that only what differs is computed."""
+    workdir = tmp_path_factory.mktemp("variants")
+
+    def run(**fields) -> dict[str, list[dict]]:
+        config = make_tiny_config(tiny_models)
+        config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+        shutil.rmtree(workdir / "runs", ignore_errors=True)
+        (workdir / "config.json").unlink(missing_ok=True)
+        rounds.run(config, workdir)
+        found = {path.stem.removesuffix("-seed0"): read_json(path)["rounds"] for path in sorted((workdir / "runs").iterdir())}
+        return {name: [{**row, "audited": read_audit(workdir, row)} for row in rows] for name, rows in found.items()}
+
+    with pytest.MonkeyPatch.context() as patch:
+        every_label_usable(patch)
+        patch.setattr("ilr_jax.tasks.gsm8k.Grading.grade", half_right)
+        patch.setattr("ilr_jax.tasks.gsm8k.Grading.usable", lambda self, answer: True)
+        yield run
+
+
+def read_audit(workdir: Path, row: dict) -> int:
+    return len((workdir / row["audit"]).read_text().splitlines()) if row["audit"] else 0
+
+
+def test_two_rounds_and_naive_that_replaces_as_many_as_ilr(variant):
+    found = variant(method="ilr,naive,dpo", rounds=2, naive__match_count=True)
+    assert [[row["round"] for row in rows] for rows in found.values()] == [[0, 1, 2]] * 3
+    assert [row["replaced"] for row in found["naive"]] == [row["replaced"] for row in found["ilr"]]
+    assert sum(row["replaced"] or 0 for row in found["ilr"]) > 0
+    assert all(row["agreed"] + row["unread"] + row["compared"] == row["audited"] == 12 for row in found["ilr"][1:])
+    assert [row["compared"] for row in found["dpo"]] == [None, 36, 36] and all(row["preferences"] for row in found["dpo"][1:])
+
+
+def test_the_oracle_accepts_what_is_right(variant):
+    found = variant(method="ilr,dpo", feedback="oracle")
+    first, ilr = found["ilr"]
+    flows = ilr["flows"]
+    assert ilr["replaced"] == flows["wrong_to_right"] + flows["right_to_right"] > 2 and ilr["evaluator_accuracy"] is None
+    assert ilr["label_accuracy"] > first["label_accuracy"]
+    assert 0 < found["dpo"][1]["preferences"] < found["dpo"][1]["compared"] and found["dpo"][1]["evaluator_accuracy"] is None
+
+
+def test_a_capped_oracle_accepts_its_share(variant):
+    ilr = variant(method="ilr", feedback="oracle", oracle__capped=True)["ilr"][1]
+    assert ilr["replaced"] == int(0.15 * ilr["compared"] + 0.5) > 0
+
+
+def test_correct_demonstrations_are_right_labels_only(variant):
+    first = variant(method="sft", demos="correct")["sft"][0]
+    assert 0 < first["labels"] < 12 and first["label_accuracy"] == 1.0
+
+
+def test_three_folds(variant):
+    ilr = variant(method="ilr", feedback="oracle", folds=3)["ilr"][1]
+    assert ilr["agreed"] + ilr["unread"] + ilr["compared"] == 12
+
+
+def test_sampled_proposals(variant):
+    ilr = variant(method="ilr", feedback="oracle", decoding__proposals="sample")["ilr"][1]
+    assert ilr["agreed"] + ilr["unread"] + ilr["compared"] == 12
+
+
+def test_gsm8k_from_a_saved_folder_with_every_method(variant, tmp_path):
+    sides = {"train": wordmath.WordMath(train_examples=24, test_examples=8, seed=0).train()}
+    sides["test"] = wordmath.WordMath(train_examples=24, test_examples=8, seed=0).test()
+    rows = {side: {"question": [e.prompt for e in found], "answer": [e.reference for e in found]} for side, found in sides.items()}
+    datasets.DatasetDict({side: datasets.Dataset.from_dict(found) for side, found in rows.items()}).save_to_disk(tmp_path / "data")
+    found = variant(task__name="gsm8k", task__path=str(tmp_path / "data"))
+    assert sorted(found) == ["dpo", "ilr", "naive", "sft"] and [len(rows) for rows in found.values()] == [2, 2, 2, 1]
+    assert all(row["test_size"] == 8 for rows in found.values() for row in rows)
