@@ -1,6 +1,7 @@
 """Attention over one or several parts of keys, behind one function with a choice of implementation.
 
-Who sees whom is data: a query at (position p, segment s) sees the keys of segment s at positions p - window < q <= p.
+Not here: projections and RoPE (`layers`), where keys are kept (`cache`). Who sees whom is data: a query at (position p, segment s) sees
+the keys of segment s at positions p - window < q <= p.
 """
 
 from functools import reduce

@@ -49,11 +49,16 @@ NAME: Kind = "a name", lambda x: type(x) is str
 TOKEN: Kind = "a token id", lambda x: type(x) is int and x >= 0
 TOKENS: Kind = "a token id or a list of them", lambda x: all(map(TOKEN[1], x if isinstance(x, list) else [x]))
 OBJECT: Kind = "an object", lambda x: isinstance(x, dict)
-KINDS = dict.fromkeys(SIZES, SIZE) | {"rms_norm_eps": NUMBER, "rope_theta": NUMBER, "tie_word_embeddings": FLAG, "hidden_act": NAME}
-NULLABLE = dict.fromkeys(("num_key_value_heads", "head_dim", "sliding_window"), SIZE)
+KINDS: Mapping[str, Kind] = dict.fromkeys(SIZES, SIZE) | {
+    "rms_norm_eps": NUMBER,
+    "rope_theta": NUMBER,
+    "tie_word_embeddings": FLAG,
+    "hidden_act": NAME,
+}
+NULLABLE: dict[str, Kind] = dict.fromkeys(("num_key_value_heads", "head_dim", "sliding_window"), SIZE)
 NULLABLE |= {"rope_scaling": OBJECT, "rope_parameters": OBJECT, "hidden_activation": NAME}
 NULLABLE |= {"bos_token_id": TOKEN, "eos_token_id": TOKENS, "pad_token_id": TOKEN}
-LLAMA3 = {
+LLAMA3: dict[str, Kind] = {
     "factor": NUMBER,
     "low_freq_factor": NUMBER,
     "high_freq_factor": NUMBER,
@@ -160,6 +165,11 @@ def _at_odds(fields: Mapping[str, Any], family: Family) -> list[str]:
     ]
 
 
+def _scaling(rope: Mapping[str, Any]) -> RopeScaling:
+    factor, low, high, original = (rope[key] for key in LLAMA3)
+    return RopeScaling(float(factor), float(low), float(high), original)
+
+
 def _activation_field(fields: Mapping[str, Any]) -> str:
     """Which field names the activation: `hidden_activation` where it is set (Gemma's, of transformers 4)."""
     return "hidden_act" if fields.get("hidden_activation") is None else "hidden_activation"
@@ -199,9 +209,7 @@ def from_fields(fields: Mapping[str, Any], where: str = "config.json") -> ModelC
         norm_offset=family.norm_offset,
         embed_scale=family.embed_scale,
         rope_theta=float(theta),
-        rope_scaling=RopeScaling(*map(float, [rope[key] for key in LLAMA3][:3]), rope["original_max_position_embeddings"])
-        if rope
-        else None,
+        rope_scaling=_scaling(rope) if rope else None,
         window=fields.get("sliding_window"),
         tied=fields["tie_word_embeddings"],
         bos_token_id=fields.get("bos_token_id"),

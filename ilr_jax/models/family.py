@@ -1,4 +1,7 @@
-"""What makes a model family: a table. The decoder is one; `gemma.py`, `mistral.py` and `llama.py` fill this in."""
+"""What makes a model family: a table. The decoder is one; `gemma.py`, `mistral.py` and `llama.py` fill this in.
+
+Not here: the sizes of a model, which its config.json alone decides (`config`). From: the models of `transformers` 5.24.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

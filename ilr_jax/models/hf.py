@@ -20,6 +20,7 @@ from jax.sharding import Sharding
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from ilr_jax import files
 from ilr_jax.models import decoder, tensors
 from ilr_jax.models.config import FAMILIES, ModelConfig, read
 from ilr_jax.models.tensors import Stored
@@ -31,7 +32,7 @@ WEIGHTS = ("config.json", "model*.safetensors", "model.safetensors.index.json")
 HARMLESS = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
-def resolve(source: str | Path, revision: str | None = None) -> Path:
+def resolve(source: str | Path) -> Path:
     """The local folder of a model: `source` itself if it is a folder, else a snapshot of the Hub's model of that name.
 
     Raises ValueError where it is neither, or cannot be fetched.
@@ -39,7 +40,7 @@ def resolve(source: str | Path, revision: str | None = None) -> Path:
     if Path(source).is_dir():
         return Path(source)
     try:
-        return Path(snapshot_download(str(source), revision=revision, allow_patterns=[*WEIGHTS, *ASIDE]))
+        return Path(snapshot_download(str(source), allow_patterns=[*WEIGHTS, *ASIDE]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise ValueError(
             f"{str(source)!r} is neither a local folder nor a model that the Hugging Face Hub hands out here; check the spelling, the "
@@ -142,28 +143,26 @@ def _read(
     return unflatten_dict(flat, sep="."), found.get("score.weight")
 
 
-def load(
-    source: str | Path, *, dtype: DTypeLike, sharding: Placement = None, revision: str | None = None
-) -> tuple[ModelConfig, dict[str, Any]]:
+def load(source: str | Path, *, dtype: DTypeLike, sharding: Placement = None) -> tuple[ModelConfig, dict[str, Any]]:
     """A causal language model: its config and its parameters in `dtype`, laid out as `decoder.abstract`.
 
     `source` is a folder or the name of a model on the Hub. `sharding` gives each path ("layers.q_proj.kernel") its sharding, as a function
     or as a tree like the parameters; with it every process reads only what its devices hold. Raises ValueError for an unsupported config,
     and one that lists every missing, extra, misshapen or non-finite tensor.
     """
-    folder = resolve(source, revision)
+    folder = resolve(source)
     config = read(folder)
     return config, _read(folder, config, dtype, sharding, classifier=False)[0]
 
 
 def load_classifier(
-    source: str | Path, *, dtype: DTypeLike, sharding: Placement = None, revision: str | None = None
+    source: str | Path, *, dtype: DTypeLike, sharding: Placement = None
 ) -> tuple[ModelConfig, dict[str, Any], Float[Array, "D C"]]:
     """A `*ForSequenceClassification` model: config, parameters (without an output head, even if untied) and its float32 class head.
 
     Arguments and errors are those of `load`.
     """
-    folder = resolve(source, revision)
+    folder = resolve(source)
     config = read(folder)
     params, score = _read(folder, config, dtype, sharding, classifier=True)
     assert score is not None
@@ -245,6 +244,6 @@ def save_model(
     dtype = np.dtype(dtype or params["embed"]["table"].dtype)
     with tensors.new_folder(folder) as part:
         tensors.write(part, "model", _exported(config, params, dtype, head), limit)
-        tensors.write_json(part / "config.json", _fields(config, dtype.name, None if head is None else head.shape[1]))
+        files.write_json(part / "config.json", _fields(config, dtype.name, None if head is None else head.shape[1]))
         if source is not None:
             copy_aside(resolve(source), part)

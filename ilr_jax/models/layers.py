@@ -1,4 +1,7 @@
-"""The layers of the decoder: linear with adapter, RMSNorm, RoPE, attention block and gated MLP; one block is one `Layer`."""
+"""The layers of the decoder: linear with adapter, RMSNorm, RoPE, attention block and gated MLP; one block is one `Layer`.
+
+Not here: the stack of blocks (`decoder`), adapters (`lora`), who sees whom (`attention`). From: the models of `transformers` 5.24.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any

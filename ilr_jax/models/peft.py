@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ilr_jax import files
 from ilr_jax.models import tensors
 from ilr_jax.models.config import FAMILIES, ModelConfig
 from ilr_jax.models.lora import ALL_LINEAR, Adapters, Lora, sizes
@@ -50,7 +51,7 @@ def save_adapter(folder: str | Path, config: ModelConfig, lora: Lora, adapters: 
     }
     with tensors.new_folder(folder) as part:
         tensors.write(part, STEM, arrays.items())
-        tensors.write_json(part / "adapter_config.json", fields)
+        files.write_json(part / "adapter_config.json", fields)
 
 
 def _modules(targets: Any, where: Path) -> tuple[str, ...]:

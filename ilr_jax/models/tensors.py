@@ -4,7 +4,6 @@ The files may come from strangers: an index may name only plain files of its own
 Layout of a folder: `huggingface_hub` 1.x (`STEM.safetensors`, or `STEM.safetensors.index.json` and the files that it names).
 """
 
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +16,8 @@ import ml_dtypes  # noqa: F401  numpy learns the name "bfloat16" from it, which 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+
+from ilr_jax import files
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -35,13 +36,10 @@ class Stored:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; ValueError where the file is missing, is not JSON or holds something else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing; a folder in Hugging Face format was wanted") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    """The object in a JSON file of the folder; ValueError where the file is missing, is not JSON or holds something else."""
+    if not path.exists():
+        raise ValueError(f"{path} is missing; a folder in Hugging Face format was wanted")
+    value = files.read_json(path)
     if not isinstance(value, dict):
         raise ValueError(f"{path}: wanted a JSON object, got {type(value).__name__}")
     return value
@@ -126,20 +124,7 @@ def write(folder: Path, stem: str, tensors: Iterable[tuple[str, np.ndarray]], li
     if len(names) > 1:
         places = {tensor: name for name, group in zip(names, groups, strict=True) for tensor in group}
         total = sum(sum(group.values()) for group in groups)
-        write_json(folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places})
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write `value` as indented JSON with sorted keys."""
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        files.write_json(folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places})
 
 
 @contextmanager
@@ -157,10 +142,10 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     part.mkdir()
     try:
         yield part
-        for path in (*part.iterdir(), part):
-            _sync(path)
+        for path in (*part.iterdir(), part):  # a file is synced as a folder is
+            files.sync_folder(path)
         os.replace(part, target)
-        _sync(target.parent)
+        files.sync_folder(target.parent)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise

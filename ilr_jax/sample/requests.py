@@ -1,4 +1,7 @@
-"""What goes into and comes out of decoding, and how requests are ordered and padded; numpy and plain Python only."""
+"""What goes into and comes out of decoding, and how requests are ordered and padded; numpy and plain Python only.
+
+Not here: when a request gets its slot (`engine`).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -132,11 +132,6 @@ def restore(folder: Path, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
     return None
 
 
-def clear(folder: Path) -> None:
-    """Delete the saves of a run that is finished and kept elsewhere."""
-    shutil.rmtree(folder / "resume", ignore_errors=True)
-
-
 def save_tree(path: Path, tree: Any, note: str | None = None) -> None:
     """Write a nested dict of arrays as one safetensors file with dotted names; the same tree gives the same bytes.
 

@@ -217,12 +217,6 @@ def class_probabilities(setup: Setup) -> Callable[[Trainable, Mapping, ClassBatc
 
 
 @cache
-def sft_evaluation(setup: Setup) -> Callable[[Trainable, Mapping, Batch], tuple[Float[Array, " K"], Float[Array, " K"]]]:
-    """`(trainable, frozen, batch) -> (sum [K], units [K])` of the SFT loss; add both up over batches, then divide."""
-    return jax.jit(lambda tree, frozen, batch: losses.sft_loss(_log_probs(setup, tree, frozen, batch), batch, adapters_in(tree)))
-
-
-@cache
 def class_evaluation(setup: Setup) -> Callable[[Trainable, Mapping, ClassBatch], Metrics]:
     """`(trainable, frozen, batch) -> {loss, right, units}` [K], sums over rows: validation loss and accuracy of the evaluator."""
     return jax.jit(lambda tree, frozen, batch: _class_sums(setup, tree, frozen, batch, adapters_in(tree)))

@@ -2,6 +2,7 @@
 
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -123,8 +124,7 @@ def test_each_adapter_has_its_own_rate_length_and_clipping(name):
     for _ in range(3):
         together = step(together, grads)
         alone = [step(s, states.take(grads, k)) for k, s in enumerate(alone)]
-    for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(states.stack(alone)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    chex.assert_trees_all_close(together, states.stack(alone), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("wrong", [{"name": "sgd"}, {"schedule": "linear"}, {"warmup": 2.0}, {"clip": 0.0}, {"learning_rate": -1.0}])
