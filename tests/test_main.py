@@ -101,7 +101,7 @@ BAD = {
         "model.norm.weight: wanted shape (32,), got (7,)",
     ),
     "unsupported field": (with_field, "attention_sinks=4: unknown field"),
-    "no tokenizer": (without_tokenizer, "no tokenizer can be loaded"),
+    "no tokenizer": (without_tokenizer, "wanted tokenizer.json or tokenizer.model"),
     "no such model": (lambda *_: ["--config.weak.model=embedded:gema"], "the embedded models are"),
     "large vocabulary": (
         lambda models, folder: [f"--config.strong.model={write_model(folder, 'mistral', vocab_size=200)}"],
