@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import every_label_usable, make_tiny_config
 
+from configs import quickstart
 from ilr_jax import rounds
 from ilr_jax.files import read_json
 from ilr_jax.tasks import wordmath
@@ -50,7 +51,8 @@ def test_two_rounds_and_naive_that_replaces_as_many_as_ilr(variant):
     assert [row["replaced"] for row in found["naive"]] == [row["replaced"] for row in found["ilr"]]
     assert sum(row["replaced"] or 0 for row in found["ilr"]) > 0
     assert all(row["agreed"] + row["unread"] + row["compared"] == row["audited"] == 12 for row in found["ilr"][1:])
-    assert [row["compared"] for row in found["dpo"]] == [None, 36, 36] and all(row["preferences"] for row in found["dpo"][1:])
+    pairs = 12 * quickstart.get_config().dpo.samples // 2
+    assert [row["compared"] for row in found["dpo"]] == [None, pairs, pairs] and all(row["preferences"] for row in found["dpo"][1:])
 
 
 def test_the_oracle_accepts_what_is_right(variant):

@@ -99,7 +99,7 @@ LEARN = {"solved": 1.5, "sums": 1.0, "marked_sums": 1.5, "compared_sums": 1.5, "
 COMPARE = {"solved": 0.5, "sums": 0.3, "marked_sums": 0.5, "compared_sums": 2.0, "marked": 0.5, "judged": 3.0, "compared": 3.0}
 SOLVE = {"solved": 6.0, "sums": 2.0, "marked_sums": 0.5, "compared_sums": 0.2, "marked": 0.3, "judged": 0.2, "compared": 0.3}
 RECIPES = {
-    "gemma": Recipe(COMMON | GEMMA, (Phase(4, LEARN, 5000, 11, stop=1200), Phase(6, COMPARE, 1500, 41, rate=0.008))),
+    "gemma": Recipe(COMMON | GEMMA, (Phase(4, LEARN, 5000, 11, stop=1000), Phase(6, COMPARE, 1500, 41, rate=0.008))),
     "mistral": Recipe(COMMON | MISTRAL, (Phase(4, SOLVE, 3600, 12),)),
 }
 
