@@ -140,17 +140,16 @@ def sft(
     kept = [[_cut(sample, max_length) for sample in data] for data in sets]
     sizes = [[len(prompt) + len(answer) for prompt, answer in data] for data in kept]
     steps = [taken for step in range(epochs.steps) for taken in enumerate(epochs.at(step))]
-    length = _row_length([[sizes[k][i] for i in taken] for k, taken in steps])
-
-    def rows_of_step(k: int, taken: Sequence[int]) -> list[list[Sample]]:
-        return [[kept[k][taken[j]] for j in row] for row in _packed([sizes[k][i] for i in taken], length)]
-
-    packed = [rows_of_step(k, taken) for k, taken in steps]
+    taken_sizes = [[sizes[k][i] for i in taken] for k, taken in steps]
+    length = _row_length(taken_sizes)
+    packed = [
+        [[kept[k][taken[j]] for j in row] for row in _packed(these, length)] for (k, taken), these in zip(steps, taken_sizes, strict=True)
+    ]
     count = multiple * -(-max(map(len, packed)) // multiple)
     width = bucket(max(sum(len(answer) for _, answer in row) for rows in packed for row in rows))
 
     def at(step: int) -> Batch:
-        groups = [rows_of_step(k, taken) for k, taken in enumerate(epochs.at(step))]
+        groups = packed[step * len(sets) : (step + 1) * len(sets)]
         return documents(_filled(groups, count, []), pad, normalize, length, width)
 
     return at
