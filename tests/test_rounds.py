@@ -60,7 +60,7 @@ def test_methods_share_their_first_round(finished):
     assert names.count("weak") == names.count("weak-labels") == names.count("evaluator") == names.count("folds") == 1
 
 
-def test_a_second_run_does_nothing_again(finished, monkeypatch, tiny_models):
+def test_a_second_run_does_nothing_again(finished, monkeypatch, tiny_models, capsys):
     reports = [finished / "results.json", *(finished / "runs").iterdir()]
     report.write([finished])
     before, records_before = payload(finished), [path.read_bytes() for path in reports]
@@ -69,6 +69,9 @@ def test_a_second_run_does_nothing_again(finished, monkeypatch, tiny_models):
     rounds.run(make_tiny_config(tiny_models), finished)
     report.write([finished])
     assert payload(finished) == before and [path.read_bytes() for path in reports] == records_before
+    told = [line.partition(": test accuracy ")[0] for line in capsys.readouterr().out.splitlines()]
+    later = [f"[{i}/4] {name}, round {r}" for i, name in ((2, "ilr"), (3, "naive"), (4, "dpo")) for r in (0, 1)]
+    assert told == ["[1/4] sft, round 0", *later]
 
 
 def test_a_longer_record_stays_until_there_is_another_of_its_length(finished, monkeypatch, tiny_models):
@@ -120,12 +123,12 @@ def test_a_model_on_another_base_or_a_damaged_one_is_not_exported(finished, tmp_
         export.model(copy, "sft", 0, None, tmp_path / "out", adapter=True)
 
 
-def test_another_prompt_makes_other_stages(tiny_config, tmp_path, monkeypatch):
-    bench, built = stages.Bench(Store(tmp_path), tiny_config), []
+def test_another_prompt_makes_other_stages(tiny_config, tmp_path, monkeypatch, capsys):
+    bench, built = stages.Bench(Store(tmp_path), tiny_config, "[2/4] ilr, round 1"), []
     for text in ("{question}", "{question}?", "{question}"):
         monkeypatch.setattr(stages.tokenizer, "PROMPT", text)
         bench.run("stage", {}, {}, lambda folder: built.append(folder))
-    assert len(built) == 2
+    assert len(built) == 2 and capsys.readouterr().out == "[2/4] ilr, round 1: stage\n" * 2
 
 
 def test_a_proposal_that_may_not_be_trained_on_is_one_all_the_same(tiny_config, tmp_path, monkeypatch):

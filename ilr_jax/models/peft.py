@@ -13,7 +13,8 @@ from ilr_jax.models.config import FAMILIES, ModelConfig
 from ilr_jax.models.lora import ALL_LINEAR, Adapters, Lora, sizes
 
 STEM = "adapter_model"
-HONOURED = {"r", "lora_alpha", "target_modules", "peft_type", "init_lora_weights"}
+NUMBERS = {"r", "lora_alpha"}
+HONOURED = NUMBERS | {"target_modules", "peft_type", "init_lora_weights"}
 # No effect on what the adapted model computes once its weights are in the file.
 IGNORED = {"task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"}
 IGNORED |= {"megatron_core", "qalora_group_size"}  # parts of features that are refused when they are on
@@ -63,6 +64,10 @@ def _modules(targets: Any, where: Path) -> tuple[str, ...]:
     return tuple(module for module in ALL_LINEAR if module in named) + tuple(sorted(named - set(ALL_LINEAR)))
 
 
+def _positive(value: Any) -> bool:
+    return isinstance(value, int | float) and value > 0
+
+
 def _read_config(path: Path) -> Lora:
     fields = tensors.read_json(path)
     problems = [
@@ -73,6 +78,7 @@ def _read_config(path: Path) -> Lora:
     if fields.get("peft_type") != "LORA":
         problems.append(f"peft_type={fields.get('peft_type')!r}: only 'LORA' is supported")
     problems += [f"{key}: missing" for key in ("r", "lora_alpha", "target_modules") if key not in fields]
+    problems += [f"{key}={value!r}: wanted a positive number" for key, value in fields.items() if key in NUMBERS and not _positive(value)]
     if problems:
         raise ValueError(f"{path} describes an adapter that cannot be applied faithfully:\n  " + "\n  ".join(problems))
     return Lora(int(fields["r"]), float(fields["lora_alpha"]), _modules(fields["target_modules"], path))

@@ -59,6 +59,9 @@ def test_files_are_those_of_peft(saved):
         {"peft_type": "IA3"},
         {"target_modules": ".*q_proj"},
         {"feature_of_next_year": {"on": True}},
+        {"r": None},
+        {"r": 0},
+        {"lora_alpha": "16"},
     ),
 )
 def test_settings_that_are_not_plain_lora_are_refused_by_name(saved, fields):
