@@ -33,7 +33,9 @@ def uniforms(keys: Key[Array, " N"], first: Int[Array, " N"], count: int) -> Flo
 
 
 def _running_sum(weights: Float[Array, "N S"]) -> Float[Array, "N S"]:
-    """Cumulative sums as one product with a triangle: a scan would be a dozen small operations."""
+    """Cumulative sums, of a window as one product with a triangle: a scan is a dozen small operations, but needs no matrix of S x S."""
+    if weights.shape[1] > WINDOWS[-1]:
+        return jnp.cumsum(weights, axis=1)
     triangle = jnp.triu(jnp.ones((weights.shape[1],) * 2, weights.dtype))
     return jnp.matmul(weights, triangle, precision=jax.lax.Precision.HIGHEST)
 

@@ -22,17 +22,19 @@ from ilr_jax.types import Example
 HUB = ("openai/gsm8k", "main")
 COLUMNS = ("question", "answer")
 # After the mark the number may follow on the next line, or after words, currency and markup on the same one: `#### **$1,000.00**`.
-NUMBER = re.compile(r"####\s*[^\n\d]*?([-+]?)\s*\$?\s*(\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(\.\d+)?(?<=\d)(?:\s*/\s*(\d+))?")
+# No part of it is tried twice: a degenerate answer may be a long run of blanks.
+NUMBER = re.compile(r"####\s*+((?:[^\n\d.]|\.(?!\d))*+)(\d{1,3}(?:,\d{3})++(?!\d)|\d++)?(\.\d++)?(?<=\d)(?:\s*+/\s*+(\d++))?")
+LONGEST = 1000  # characters of a number; what is longer is none
 
 
 def numeric(answer: str) -> Fraction | None:
     """The number after the first `####` that one follows, else None. Later text, such as an invented next turn, does not count."""
     found = NUMBER.search(unicodedata.normalize("NFKC", answer).replace("\N{MINUS SIGN}", "-"))
-    if found is None:
+    if found is None or max(len(part or "") for part in found.groups()[1:]) > LONGEST:
         return None
-    sign, whole, part, below = found.groups()
+    words, whole, part, below = found.groups()
     value = Fraction((whole or "0").replace(",", "") + (part or "")) / max(int(below or 1), 1)
-    return -value if sign == "-" else value
+    return -value if words.rstrip().removesuffix("$").rstrip().endswith("-") else value
 
 
 def released(answer: str) -> str | None:

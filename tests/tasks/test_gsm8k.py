@@ -1,5 +1,6 @@
 """GSM8K: what each grader reads, agreement, and the loader on a folder made here."""
 
+import time
 from fractions import Fraction
 
 import datasets
@@ -52,7 +53,15 @@ def test_negative_numbers(ending):
     assert gsm8k.numeric(f"#### {ending}") == Fraction(-5)
 
 
+@pytest.mark.parametrize("answer", ["#### " + " " * 50_000 + "abc", "x ####" + "-$ " * 20_000, "####" + "9" * 5_000, "####1/" + "9" * 5_000])
+def test_degenerate_answers_state_no_number_and_cost_nothing(answer):
+    start = time.perf_counter()
+    assert gsm8k.numeric(answer) is None
+    assert time.perf_counter() - start < 1
+
+
 def test_decimals():
+    assert gsm8k.numeric("#### so. 5.") == 5 and gsm8k.numeric("#### -.5") == Fraction(-1, 2)
     assert gsm8k.numeric("#### .5") == gsm8k.numeric("#### 1/2") == gsm8k.numeric("#### $0.50") == Fraction(1, 2)
 
 
