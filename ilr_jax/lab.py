@@ -44,13 +44,18 @@ class Lab:
         return self._models[source]
 
     def check(self) -> None:
-        """Raise ValueError for what would fail later: weights that do not fit their config, a missing reference, a question too long."""
+        """Raise ValueError for what would fail later: weights that do not fit their config, a missing reference, a text too long."""
+        self.bench.check_attention()
         most = self.config.sft.max_length
         for role in ("weak", "strong", "evaluator"):
             self.model(role).check_weights()
         for example in [*self.d1, *self.tests]:
             reference(example)
-        self.model("evaluator").check_prompts(self.d1)
+        if len(self.d2) < self.config.folds:
+            raise ValueError(f"folds={self.config.folds}: wanted at most the {len(self.d2)} examples to be labelled; use more of them")
+        if self.config.feedback == "evaluator":
+            compared = [(e.prompt, reference(e)) for e in self.d1] + [(e.prompt, "") for e in self.d2]
+            self.model("evaluator").check_comparisons(compared, self.config.decoding.max_new_tokens)
         self.model("weak").check_prompts([*self.d1, *self.d2], most)
         self.model("strong").check_prompts(self.d2, most)
         self.model("strong").check_prompts(self.tests)

@@ -11,6 +11,7 @@ from ml_collections import config_flags
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/, any field of which may be overridden.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the experiment; the same command continues what was interrupted.")
+flags.register_validator("workdir", lambda name: name != "", "wanted a folder, got an empty name")
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -21,8 +22,11 @@ def run(argv: Sequence[str] | None = None) -> int:
         from ilr_jax import rounds  # after the flags, so that --help needs no JAX
 
         logging.set_verbosity(logging.WARNING)  # orbax tells of every save
-        assert WORKDIR.value is not None
+        assert WORKDIR.value
         rounds.run(CONFIG.value, WORKDIR.value)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        return 130
     except (ValueError, OSError) as error:  # settings, data, models, loss; disk and network
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -66,7 +66,8 @@ def headline(entry: Row) -> list[str]:
 def difference(entry: Row) -> str:
     """A difference of two series as a line of text, in points."""
     ends = interval(entry["interval"], "+") or " (no interval: one number only)"
-    return f"{entry['series']} - {entry['against']}: {entry['mean'] * 100:+.1f}{ends}, seeds {', '.join(map(str, entry['seeds']))}"
+    rest = "" if entry["finished"] else ", of unfinished runs"
+    return f"{entry['series']} - {entry['against']}: {entry['mean'] * 100:+.1f}{ends}, seeds {', '.join(map(str, entry['seeds']))}{rest}"
 
 
 def render(

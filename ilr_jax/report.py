@@ -77,7 +77,8 @@ def differences(rows: Sequence[Row]) -> list[Row]:
         for rival in RIVALS if group[0]["method"] == "ilr" else ():
             against = _sibling(group[0], rival)
             if against in series and (difference := _difference(_last(group), _last(series[against]))):
-                found.append({"series": name, "against": against, **difference})
+                finished = all(row["finished"] for row in [*group, *series[against]])
+                found.append({"series": name, "against": against, "finished": finished, **difference})
     return found
 
 

@@ -10,7 +10,7 @@ from ilr_jax.files import encode, sha256_of
 from ilr_jax.models import config as model_config
 from ilr_jax.models import hf
 from ilr_jax.models.config import ModelConfig
-from ilr_jax.tokenizer import Tokenizer
+from ilr_jax.tokenizer import COMPARISON, Tokenizer
 from ilr_jax.types import Example
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -58,6 +58,21 @@ class Model:
                 raise ValueError(
                     f"example {example.id!r}: its prompt has {length} tokens, wanted at most {limit - 1}, one less than {what}; "
                     "shorten or drop it, or raise that limit"
+                )
+
+    def check_comparisons(self, pairs: Sequence[tuple[str, str]], longest: int) -> None:
+        """Raise ValueError for the first (question, reference) that leaves no room for two answers in a comparison.
+
+        An answer has up to `longest` tokens, or is the reference ("" where it is never compared).
+        """
+        bare = self.tokenizer.encode([COMPARISON.format(question=question, a="", b="") for question, _ in pairs])
+        references = self.tokenizer.encode([reference for _, reference in pairs])
+        for (question, _), ids, reference in zip(pairs, bare, references, strict=True):
+            needed = len(ids) + max(len(reference), longest) + longest
+            if needed > self.config.context:
+                raise ValueError(
+                    f"comparing two answers to the question that begins {question[:80]!r} may take {needed} tokens, wanted at most the "
+                    f"context of {self.folder}, {self.config.context}; drop it, lower decoding.max_new_tokens, or use another evaluator"
                 )
 
     @cached_property

@@ -53,6 +53,12 @@ class Bench:
         wanted = self.config.compute.dtype
         return wanted if wanted != "auto" else "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
+    def check_attention(self) -> None:
+        """Raise ValueError where `compute.attention` cannot be computed: cuDNN needs an NVIDIA GPU and bfloat16."""
+        if self.config.compute.attention == "cudnn" and (jax.default_backend() != "gpu" or self.dtype != "bfloat16"):
+            got = f"{jax.default_backend()} and {self.dtype}"
+            raise ValueError(f"compute.attention='cudnn': wanted an NVIDIA GPU and bfloat16, got {got}; use 'gemm' or 'xla'")
+
     def setup(self, model: Model, lora: Lora | None = None) -> Setup:
         c = self.config.compute
         return Setup(model.config, lora, self.dtype, attention=c.attention, remat=c.remat, microbatches=c.microbatches)

@@ -117,6 +117,17 @@ BAD = {
         "tokens, wanted at most 39, one less than the context of",
     ),
     "prompt over max_length": (lambda *_: ["--config.sft.max_length=30"], "tokens, wanted at most 29, one less than sft.max_length"),
+    "comparison over the context": (
+        lambda models, folder: [f"--config.evaluator.model={write_model(folder, 'gemma', max_position_embeddings=160)}"],
+        "may take",
+    ),
+    "more folds than examples": (lambda *_: ["--config.task.train_examples=2", "--config.folds=3"], "wanted at most the 1 examples"),
+    "attention of another device": (lambda *_: ["--config.compute.attention=cudnn"], "wanted an NVIDIA GPU and bfloat16, got cpu"),
+    "answers that are numbers": (
+        lambda _, folder: gsm8k(folder, train={"question": ["Q?"], "answer": [4]}),
+        "train row 0: wanted text in the column 'answer', got 4",
+    ),
+    "workdir without a name": (lambda *_: ["--workdir="], "wanted a folder, got an empty name"),
     "read-only workdir": (lambda *_: ["--workdir=/proc/nowhere"], "could not write /proc/nowhere"),
 }
 
@@ -156,6 +167,14 @@ def test_runs_may_lie_where_nothing_can_be_written(run, tmp_path):
 def test_a_loss_that_is_not_finite_is_one_message(run):
     code, said = run("--config.method=sft", "--config.weak.learning_rate=1e30", "--config.weak.epochs=4")
     assert code == 2 and "weak: adapter 0 has loss" in said and "Lower the learning rate" in said and "Traceback" not in said
+
+
+def test_an_interrupted_run_says_how_to_go_on(run, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ilr_jax.rounds.run", interrupted)
+    assert run() == (130, "stopped; the same command continues\n")
 
 
 def test_a_faulty_config_file_keeps_its_traceback(run, tmp_path):

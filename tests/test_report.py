@@ -254,6 +254,7 @@ def test_ilr_is_compared_with_each_rival_over_all_seeds(tmp_path):
     dpo, sft = read_json(path.with_name("results.json"))["differences"]
     assert (dpo["series"], dpo["against"], dpo["seeds"], dpo["over"]) == ("ilr", "dpo", [0, 2, 4], "seeds")
     assert dpo["mean"] == pytest.approx(0.10) and dpo["interval"] == pytest.approx([0.10, 0.10])
+    assert dpo["finished"] and page.difference(dpo | {"finished": False}) == page.difference(dpo) + ", of unfinished runs"
     assert (sft["against"], sft["mean"]) == ("sft", pytest.approx(0.11))
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(report.table(report.collect([tmp_path])))

@@ -95,6 +95,8 @@ class GSM8K(Grading):
         return [self._example(f"{where}, {split} row {i}", f"gsm8k-{split}-{i:05d}", row) for i, row in enumerate(chosen)]
 
     def _example(self, where: str, name: str, row: Any) -> Example:
+        if odd := [column for column in COLUMNS if not isinstance(row[column], str | None)]:
+            raise ValueError(f"{where}: wanted text in the column {odd[0]!r}, got {row[odd[0]]!r}")
         question, answer = ((row[column] or "").strip() for column in COLUMNS)
         if not question or not answer:
             raise ValueError(f"{where}: the {'answer' if question else 'question'} is empty; remove the row or fill it in")

@@ -53,7 +53,9 @@ def test_negative_numbers(ending):
     assert gsm8k.numeric(f"#### {ending}") == Fraction(-5)
 
 
-@pytest.mark.parametrize("answer", ["#### " + " " * 50_000 + "abc", "x ####" + "-$ " * 20_000, "####" + "9" * 5_000, "####1/" + "9" * 5_000])
+@pytest.mark.parametrize(
+    "answer", ["#### " + " " * 50_000 + "abc", "x ####" + "-$ " * 20_000, "####" + "9" * 5_000, "####1/" + "9" * 5_000]
+)
 def test_degenerate_answers_state_no_number_and_cost_nothing(answer):
     start = time.perf_counter()
     assert gsm8k.numeric(answer) is None
