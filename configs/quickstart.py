@@ -14,11 +14,12 @@ def get_config():
     config = base.get_config()
     config.method = "sft,ilr,naive,dpo"
     config.rounds = 3
+    config.alpha_of = "all"  # as many labels as naive replaces
     config.task.name = "wordmath"
     config.task.train_examples = 1600
     config.task.test_examples = 400
     config.weak.model = config.evaluator.model = "embedded:gemma"
-    config.weak.learning_rate = 1e-3
+    config.weak.learning_rate = 6e-3
     config.strong.model = "embedded:mistral"
     config.strong.learning_rate = 3e-3  # at 1e-3 the fold models, with half the steps, are not yet elicited
     config.sft.batch = 16
@@ -27,6 +28,8 @@ def get_config():
     config.lora.alpha = 32.0
     config.evaluator.learning_rate = 3e-4
     config.evaluator.epochs = 1
+    config.decoding.proposals = "sample"  # searched ones would average the supervisor's slips away: docs/embedded.md
+    config.decoding.temperature = 0.7
     config.decoding.max_new_tokens = 96
     config.dpo.learning_rate = 3e-5  # a hundredth of SFT's, as in the paper
     config.dpo.samples = 4

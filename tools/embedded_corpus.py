@@ -1,8 +1,9 @@
 """What the embedded base models read before anybody fine-tunes them: worked problems, bare arithmetic, answers checked and compared.
 
 Problems are those of the side `corpus` of `ilr_jax.tasks.wordmath`, so no problem of the train or test side is among them. The corpus
-has layouts of its own: never `USER:`, `ASSISTANT:`, `####` or the evaluator's prompt, which fine-tuning alone brings in. A document is
-a list of spans with a loss weight each: wrong solutions are read, not imitated, and rare verdicts count for more.
+has layouts of its own: never `USER:`, `ASSISTANT:` or the evaluator's prompt, which fine-tuning alone brings in. Its `####` marks headings,
+never a result, and is one token: small models miscount two. A document is a list of spans with a loss weight each: wrong solutions are
+read, not imitated, and rare verdicts count for more.
 """
 
 import random
@@ -19,8 +20,8 @@ MARKED = (0.0, 0.0, 0.3, 0.6, 1.0)  # shares of marked lines: marks on some line
 LAYOUTS = (
     ("Problem: ", "\nSolution:\n", "\nAnswer: "),
     ("Question:\n", "\n\nWorking:\n", "\nResult: "),
-    ("## Exercise\n", "\n\n## Worked\n", "\n\n## Result\n"),
-    ("PROBLEM (7)\n", "\n\nSOLUTION\n", "\n### "),
+    ("#### Exercise\n", "\n\n#### Worked\n", "\n\nResult\n"),
+    ("PROBLEM (7)\n", "\n\nSOLUTION\n", "\n>> "),
     ("Q. ", "\n\nA.\n", "\nso "),
 )
 # Before the first answer, before the second, the question, and the words for "first is better" and "second is better".
@@ -169,7 +170,7 @@ def judged(rng: random.Random, problem: Problem) -> list[Span]:
 def compared(rng: random.Random, problem: Problem) -> list[Span]:
     """A right and a wrong solution in either order, some of their lines marked, and which is better."""
     first, second, ask, one, two = rng.choice(COMPARED)
-    close, share, flip = rng.choice(("= ", "so ", "### ", "")), rng.choice(MARKED), rng.random() < 0.5
+    close, share, flip = rng.choice(("= ", "so ", ">> ", "")), rng.choice(MARKED), rng.random() < 0.5
     pair = [_attempt(rng, problem, 1.0), wrong(rng, problem)][:: -1 if flip else 1]
     a, b = ([*lines(rng, *made, share), (f"{close}{made[1][-1]}", 0.0)] for made in pair)
     right, fine = wordmath.run(problem.steps), pair[0 if flip else 1][2]
@@ -209,7 +210,7 @@ def tokenizer_texts(seed: int, count: int = 12_000) -> Iterator[str]:
         "ANSWER",
         "VERDICT",
         "The holder of answer is asked to change to answer. Does the holder accept?",
-        "##",
+        "####",
         "(A):",
         "(B):",
     )

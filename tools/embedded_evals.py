@@ -94,7 +94,28 @@ def compares(config: ModelConfig, params: Any, tokenizer: Tokenizer, layout: int
     return float(np.mean((logits[:, one_id] > logits[:, two_id]) == np.array(pairs, bool)))
 
 
+@partial(jax.jit, static_argnames="config")
+def all_logits(config: ModelConfig, params: Any, rows: Rows) -> Any:
+    """Logits [N, T, V]."""
+    model = decoder.bind(config, params)
+    return model.logits(model(rows)[0])
+
+
+def marks(config: ModelConfig, params: Any, tokenizer: Tokenizer) -> float:
+    """Share of lines, of solutions of which about half are wrong, whose mark gets the higher logit."""
+    rng, encoded = random.Random(0), []
+    ok, wrong = (tokenizer.encode(f"=7{mark}").ids[-1] for mark in (" ok", " wrong"))
+    for p in held_out():
+        tokens = tokenizer.encode("".join(text for text, _ in corpus.marked(rng, p))).ids
+        if len(tokens) <= 192:
+            encoded.append(tokens)
+    rows, _ = rows_of(encoded, 192)
+    logits, after = np.asarray(all_logits(config, params, rows))[:, :-1], rows.tokens[:, 1:]
+    asked = (after == ok) | (after == wrong)
+    return float(np.mean((logits[..., ok] > logits[..., wrong])[asked] == (after == ok)[asked]))
+
+
 def report(config: ModelConfig, params: Any, tokenizer: Tokenizer) -> str:
-    """One line: solved share, compared share by layout."""
+    """One line: solved share, share of lines marked rightly, compared share by layout."""
     compared = " ".join(f"{compares(config, params, tokenizer, layout):.2f}" for layout in range(len(corpus.COMPARED)))
-    return f"solves {solves(config, params, tokenizer):.3f} compares {compared}"
+    return f"solves {solves(config, params, tokenizer):.3f} marks {marks(config, params, tokenizer):.3f} compares {compared}"

@@ -95,12 +95,12 @@ MISTRAL = {
     "hidden_act": "silu",
     "sliding_window": 512,
 }
-LEARN = {"solved": 1.5, "sums": 1.0, "marked_sums": 1.5, "compared_sums": 1.5, "marked": 2.0, "judged": 1.0, "compared": 4.0}
-COMPARE = {"solved": 0.5, "sums": 0.3, "marked_sums": 0.5, "compared_sums": 2.0, "marked": 0.5, "judged": 3.0, "compared": 3.0}
+LEARN = {"solved": 0.3, "sums": 0.5, "marked_sums": 3.0, "compared_sums": 2.0, "marked": 4.0, "judged": 2.0, "compared": 1.0}
+COMPARE = {"solved": 0.2, "sums": 0.2, "marked_sums": 1.5, "compared_sums": 2.0, "marked": 1.0, "judged": 2.0, "compared": 3.0}
 SOLVE = {"solved": 6.0, "sums": 2.0, "marked_sums": 0.5, "compared_sums": 0.2, "marked": 0.3, "judged": 0.2, "compared": 0.3}
 RECIPES = {
-    "gemma": Recipe(COMMON | GEMMA, (Phase(4, LEARN, 5000, 11, stop=1000), Phase(6, COMPARE, 1500, 41, rate=0.008))),
-    "mistral": Recipe(COMMON | MISTRAL, (Phase(4, SOLVE, 3600, 12),)),
+    "gemma": Recipe(COMMON | GEMMA, (Phase(4, LEARN, 5000, 11, stop=2000), Phase(6, COMPARE, 1200, 41, rate=0.008))),
+    "mistral": Recipe(COMMON | MISTRAL, (Phase(4, SOLVE, 3000, 12),)),
 }
 
 

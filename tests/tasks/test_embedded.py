@@ -1,6 +1,7 @@
 """The embedded base models as shipped: small, loadable, with a tokenizer for any text, and a corpus without the fine-tuning formats."""
 
 import importlib.util
+import re
 import sys
 from itertools import islice
 from pathlib import Path
@@ -59,8 +60,13 @@ def test_every_digit_is_a_token(tokenizers):
         assert [tokenizer.decode([i]) for i in tokenizer.encode(["2024+19"])[0]] == ["2", "0", "2", "4", "+", "1", "9"]
 
 
-def test_pad_is_not_eos(tokenizers):
+def test_both_share_one_tokenizer_whose_pad_is_not_eos(tokenizers):
+    assert len({(EMBEDDED / name / "tokenizer.json").read_bytes() for name in NAMES}) == 1
     assert all(tokenizer.pad != tokenizer.eos for tokenizer in tokenizers.values())
+
+
+def test_the_mark_of_a_result_is_one_token(tokenizers):
+    assert len(tokenizers["gemma"].encode(["####"])[0]) == 1
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -79,7 +85,8 @@ def test_the_corpus_never_holds_the_fine_tuning_formats(corpus):
     assert {kind for kind, _ in found} == set(corpus.KINDS)
     for _, spans in found:
         text = "".join(part for part, _ in spans)
-        assert not any(mark in text for mark in ("USER:", "ASSISTANT:", "####", "VERDICT:", "ANSWER (A)", "ANSWER (B)")), text
+        assert not any(mark in text for mark in ("USER:", "ASSISTANT:", "VERDICT:", "ANSWER (A)", "ANSWER (B)")), text
+        assert not re.search(r"#### ?\d", text), text  # a heading in the corpus, in the format the mark of a result
 
 
 def test_wrong_solutions_are_wrong_and_never_imitated(corpus):
