@@ -115,11 +115,11 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(llama, tmp_path, 
     assert list((tmp_path / "new").iterdir()) == []
 
 
-def refused(folder, *texts, dtype=jnp.float32):
+def refusal(folder, dtype=jnp.float32) -> str:
+    """What is said of a folder that cannot be loaded."""
     with pytest.raises(ValueError) as error:
         hf.load(folder, dtype=dtype)
-    for text in texts:
-        assert text in str(error.value)
+    return str(error.value)
 
 
 def test_all_wrong_tensors_at_once(tmp_path):
@@ -128,27 +128,28 @@ def test_all_wrong_tensors_at_once(tmp_path):
     tensors["model.layers.0.mlp.up_proj.weight"] = np.zeros((48, 56), np.float32)
     tensors["model.layers.0.self_attn.q_proj.bias"] = np.zeros(48, np.float32)
     tensors["model.norm.weight"] = np.zeros(48, np.int8)
-    refused(
-        tiny.write(tmp_path / "a", LLAMA, tensors),
+    said = refusal(tiny.write(tmp_path / "a", LLAMA, tensors))
+    for text in (
         "model.layers.1.self_attn.k_proj.weight: missing, wanted shape (24, 48)",
         "model.layers.0.mlp.up_proj.weight: wanted shape (56, 48), got (48, 56)",
         "model.layers.0.self_attn.q_proj.bias: not part of this model, got shape (48,)",
         "model.norm.weight: wanted one of F64, F32, F16, BF16, got I8",
-    )
+    ):
+        assert text in said
 
 
 @pytest.mark.parametrize("change", (-1, 1))
 def test_vocabulary_of_another_size(tmp_path, change):
     folder = tiny.write(tmp_path / "a", LLAMA | {"vocab_size": 61 + change}, tiny.weights(LLAMA))
-    refused(folder, f"model.embed_tokens.weight: wanted shape ({61 + change}, 48), got (61, 48)")
+    assert f"model.embed_tokens.weight: wanted shape ({61 + change}, 48), got (61, 48)" in refusal(folder)
 
 
 def test_not_finite(tmp_path):
     tensors = tiny.weights(LLAMA)
     tensors["model.layers.1.mlp.gate_proj.weight"][3, 4] = np.nan
-    refused(tiny.write(tmp_path / "a", LLAMA, tensors), "not finite in float32: layers.gate_proj.kernel;")
+    assert "not finite in float32: layers.gate_proj.kernel;" in refusal(tiny.write(tmp_path / "a", LLAMA, tensors))
     tensors["model.layers.1.mlp.gate_proj.weight"][3, 4] = 1e5
-    refused(tiny.write(tmp_path / "b", LLAMA, tensors), "not finite in float16", dtype=jnp.float16)
+    assert "not finite in float16" in refusal(tiny.write(tmp_path / "b", LLAMA, tensors), jnp.float16)
 
 
 def test_head_of_a_tied_model_must_be_the_embedding(tmp_path):
@@ -157,12 +158,15 @@ def test_head_of_a_tied_model_must_be_the_embedding(tmp_path):
     _, params = hf.load(tiny.write(tmp_path / "a", SMOL, copied), dtype=jnp.float32)
     assert "head" not in params
     copied["lm_head.weight"][0, 0] += 1
-    refused(tiny.write(tmp_path / "b", SMOL, copied), "ties the output head", "lm_head.weight")
+    said = refusal(tiny.write(tmp_path / "b", SMOL, copied))
+    assert "ties the output head" in said and "lm_head.weight" in said
 
 
 def test_buffers_of_old_files_do_no_harm(tmp_path):
     buffers = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": np.ones(6, np.float32) for i in range(2)}
-    hf.load(tiny.write(tmp_path / "a", LLAMA, tiny.weights(LLAMA) | buffers), dtype=jnp.float32)
+    _, plain = hf.load(tiny.write(tmp_path / "a", LLAMA, tiny.weights(LLAMA)), dtype=jnp.float32)
+    _, params = hf.load(tiny.write(tmp_path / "b", LLAMA, tiny.weights(LLAMA) | buffers), dtype=jnp.float32)
+    jax.tree.map(np.testing.assert_array_equal, params, plain)
 
 
 def test_damaged_file(llama):
@@ -170,17 +174,20 @@ def test_damaged_file(llama):
     data = path.read_bytes()
     for damaged in (data[:-100], data[:50], b"", b"\xff" * 64):
         path.write_bytes(damaged)
-        refused(llama, str(path), "not a complete safetensors file")
+        said = refusal(llama)
+        assert str(path) in said and "not a complete safetensors file" in said
 
 
 def test_config_that_is_missing_or_no_json(llama):
     for text, message in (("{", "wanted JSON in"), ("[]", "wanted a JSON object, got list"), ("[" * 100_000, "wanted JSON in")):
         (llama / "config.json").write_text(text)
-        refused(llama, "config.json", message)
+        said = refusal(llama)
+        assert "config.json" in said and message in said
     (llama / "config.json").write_text(json.dumps(LLAMA | {"clip_qkv": 8}))
-    refused(llama, "config.json", "clip_qkv=8: unknown field")
+    said = refusal(llama)
+    assert "config.json" in said and "clip_qkv=8: unknown field" in said
     (llama / "config.json").unlink()
-    refused(llama, "config.json is missing")
+    assert "config.json is missing" in refusal(llama)
 
 
 def indexed(folder, names) -> None:
@@ -213,7 +220,7 @@ def test_index_may_name_only_plain_files_of_its_folder(llama, tmp_path, name):
     (llama / "link").symlink_to(tmp_path / "outside.safetensors")
     os.mkfifo(llama / "pipe")
     indexed(llama, [name])
-    refused(llama, str(llama))
+    assert str(llama) in refusal(llama)
 
 
 def test_links_of_the_hub_cache_are_followed(llama, tmp_path):
@@ -228,13 +235,14 @@ def test_links_of_the_hub_cache_are_followed(llama, tmp_path):
 @pytest.mark.parametrize("text", ("[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', "nonsense"))
 def test_index_of_the_wrong_form(llama, text):
     (llama / "model.safetensors.index.json").write_text(text)
-    refused(llama, "model.safetensors.index.json")
+    assert "model.safetensors.index.json" in refusal(llama)
 
 
 def test_tensor_in_two_files(llama):
     (llama / "twin").write_bytes((llama / "model.safetensors").read_bytes())
     indexed(llama, ["model.safetensors", "twin"])
-    refused(llama, "both hold", "lm_head.weight")
+    said = refusal(llama)
+    assert "both hold" in said and "lm_head.weight" in said
 
 
 @pytest.mark.parametrize("source", ("no/such-model", "no_such_folder/a/b", "../nowhere"))
@@ -268,6 +276,7 @@ def test_classifier_round_trip(tmp_path):
     again, loaded, loaded_head = hf.load_classifier(tmp_path / "b", dtype=jnp.float32)
     assert again == settings and loaded.keys() == params.keys() - {"head"}
     np.testing.assert_array_equal(loaded_head, head)
-    refused(tmp_path / "b", "score.weight: not part", "lm_head.weight: missing")
+    said = refusal(tmp_path / "b")
+    assert "score.weight: not part" in said and "lm_head.weight: missing" in said
     with pytest.raises(ValueError, match=r"(?s)lm_head.*score\.weight|score\.weight.*lm_head"):
         hf.load_classifier(tmp_path / "a", dtype=jnp.float32)
