@@ -59,7 +59,8 @@ def get_config() -> Any:
     config.evaluator.validation = 0.1  # share of the pairs
 
     config.decoding = ConfigDict()
-    config.decoding.proposals = "beam"  # weak labels and proposals: beam | sample
+    config.decoding.labels = "beam"  # the supervisor's answers: beam | sample
+    config.decoding.proposals = "beam"  # beam | sample
     config.decoding.temperature = 1.0  # where they are sampled
     config.decoding.beams = 4
     config.decoding.length_rule = "total"  # beam scores divide by: total (prompt + output, as released) | generated (as transformers)

@@ -26,11 +26,11 @@ def get_config():
     config.sft.max_length = 256
     config.lora.rank = 16
     config.lora.alpha = 32.0
-    config.evaluator.learning_rate = 3e-4
-    config.evaluator.epochs = 1
-    config.decoding.proposals = "sample"  # searched ones would average the supervisor's slips away: docs/embedded.md
+    config.evaluator.learning_rate = 1e-4
+    config.evaluator.epochs = 3
+    config.decoding.labels = "sample"  # an unreliable supervisor slips; searched labels would hide that: docs/embedded.md
     config.decoding.temperature = 0.7
     config.decoding.max_new_tokens = 96
     config.dpo.learning_rate = 3e-5  # a hundredth of SFT's, as in the paper
-    config.dpo.samples = 4
+    config.dpo.samples = 2  # one pair a question: about as many comparisons as ILR asks for
     return config

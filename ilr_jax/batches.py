@@ -23,13 +23,16 @@ def bucket(length: int) -> int:
     return max(step, -(-length // step) * step)
 
 
-def rows_of(sequences: Sequence[Sequence[int]], pad: int, length: int) -> Rows:
-    """Right-padded rows, one document each; an empty sequence is a row of padding."""
-    tokens = np.full((len(sequences), length), pad, np.int32)
-    segments = np.zeros_like(tokens)
-    for i, ids in enumerate(sequences):
-        tokens[i, : len(ids)], segments[i, : len(ids)] = ids, 1
-    return Rows(tokens, np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape) * segments, segments)
+def rows_of(texts: Sequence[Sequence[Sequence[int]]], pad: int, length: int) -> tuple[Rows, list[list[int]]]:
+    """Rows of one or several documents each, right-padded, and where each document begins."""
+    tokens = np.full((len(texts), length), pad, np.int32)
+    segments, positions = (np.zeros_like(tokens) for _ in range(2))
+    starts = [[sum(map(len, row[:j])) for j in range(len(row))] for row in texts]
+    for i, row in enumerate(texts):
+        for number, (start, ids) in enumerate(zip(starts[i], row, strict=True), 1):
+            here = slice(start, start + len(ids))
+            tokens[i, here], segments[i, here], positions[i, here] = ids, number, np.arange(len(ids))
+    return Rows(tokens, positions, segments), starts
 
 
 def _cut(sample: Sample, max_length: int | None) -> Sample:
@@ -41,22 +44,19 @@ def _cut(sample: Sample, max_length: int | None) -> Sample:
 
 def documents(rows: Sequence[Sequence[Sample]], pad: int, normalize: Normalize, length: int, width: int) -> Batch:
     """Rows of one or several samples each, `length` tokens long with room for `width` predictions; the loss is on answer tokens and EOS."""
-    n = len(rows)
-    tokens = np.full((n, length), pad, np.int32)
-    segments, positions = (np.zeros((n, length), np.int32) for _ in range(2))
-    places, targets = (np.zeros((n, width), np.int32) for _ in range(2))
-    weights, units = np.zeros((n, width), np.float32), np.zeros(n, np.float32)
+    laid, starts = rows_of([[prompt + answer for prompt, answer in row] for row in rows], pad, length)
+    places, targets = (np.zeros((len(rows), width), np.int32) for _ in range(2))
+    weights, units = np.zeros((len(rows), width), np.float32), np.zeros(len(rows), np.float32)
     for i, row in enumerate(rows):
-        start = used = 0
-        for number, (prompt, answer) in enumerate(row, 1):
-            size, m = len(prompt) + len(answer), len(answer)
-            here, these = slice(start, start + size), slice(used, used + m)
-            tokens[i, here], segments[i, here], positions[i, here] = prompt + answer, number, np.arange(size)
+        used = 0
+        for start, (prompt, answer) in zip(starts[i], row, strict=True):
+            m = len(answer)
+            these = slice(used, used + m)
             places[i, these], targets[i, these] = start + len(prompt) - 1 + np.arange(m), answer
             weights[i, these] = 1 / max(m, 1) if normalize == "sequence" else 1
             units[i] += min(m, 1) if normalize == "sequence" else m
-            start, used = start + size, used + m
-    return Batch(Rows(tokens, positions, segments), places, targets, weights, units)
+            used += m
+    return Batch(laid, places, targets, weights, units)
 
 
 def completions(samples: Sequence[Sample], pad: int, normalize: Normalize, max_length: int | None = None) -> Batch:
@@ -130,6 +130,13 @@ def _row_length(steps: Sequence[Sequence[int]]) -> int:
     return min(lengths, key=lambda length: length * max(len(_packed(sizes, length)) for sizes in steps))
 
 
+def _plan(steps: Sequence[Sequence[int]], multiple: int = 1) -> tuple[list[list[list[int]]], int, int]:
+    """Steps of samples of these sizes, packed into rows, and the length and number of rows that serve all of them."""
+    length = _row_length(steps)
+    packed = [_packed(sizes, length) for sizes in steps]
+    return packed, length, multiple * -(-max(map(len, packed)) // multiple)
+
+
 def sft(
     sets: Sequence[Sequence[Sample]], epochs: Epochs, pad: int, normalize: Normalize, max_length: int, multiple: int = 1
 ) -> Callable[[int], Batch]:
@@ -140,12 +147,8 @@ def sft(
     kept = [[_cut(sample, max_length) for sample in data] for data in sets]
     sizes = [[len(prompt) + len(answer) for prompt, answer in data] for data in kept]
     steps = [taken for step in range(epochs.steps) for taken in enumerate(epochs.at(step))]
-    taken_sizes = [[sizes[k][i] for i in taken] for k, taken in steps]
-    length = _row_length(taken_sizes)
-    packed = [
-        [[kept[k][taken[j]] for j in row] for row in _packed(these, length)] for (k, taken), these in zip(steps, taken_sizes, strict=True)
-    ]
-    count = multiple * -(-max(map(len, packed)) // multiple)
+    plan, length, count = _plan([[sizes[k][i] for i in taken] for k, taken in steps], multiple)
+    packed = [[[kept[k][taken[j]] for j in row] for row in rows] for (k, taken), rows in zip(steps, plan, strict=True)]
     width = bucket(max(sum(len(answer) for _, answer in row) for rows in packed for row in rows))
 
     def at(step: int) -> Batch:
@@ -155,19 +158,26 @@ def sft(
     return at
 
 
-def _classes(rows: Sequence[tuple[list[int], int]], pad: int) -> ClassBatch:
-    lengths = np.array([len(ids) for ids, _ in rows], np.int32)
-    return ClassBatch(
-        rows_of([ids for ids, _ in rows], pad, bucket(int(lengths.max()))),
-        np.maximum(lengths - 1, 0),
-        np.array([label for _, label in rows], np.int32),
-        (lengths > 0).astype(np.float32),
-    )
+Verdict = tuple[list[int], int]  # a comparison's ids, and its class
 
 
-def classes(data: Sequence[tuple[list[int], int]], epochs: Epochs, pad: int) -> Callable[[int], ClassBatch]:
-    """The evaluator's training batch of every step, from (ids, class) rows."""
-    return lambda step: _classes(_filled([[data[i] for i in epochs.at(step)[0]]], epochs.batch, ([], 0)), pad)
+def _classes(rows: Sequence[Sequence[Verdict]], pad: int, length: int, width: int) -> ClassBatch:
+    laid, starts = rows_of([[ids for ids, _ in row] for row in rows], pad, length)
+    shape = len(rows), width
+    last, classes, weight = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+    for i, row in enumerate(rows):
+        for j, (start, (ids, label)) in enumerate(zip(starts[i], row, strict=True)):
+            last[i, j], classes[i, j], weight[i, j] = start + len(ids) - 1, label, 1
+    return ClassBatch(laid, last, classes, weight)
+
+
+def classes(data: Sequence[Verdict], epochs: Epochs, pad: int, multiple: int = 1) -> Callable[[int], ClassBatch]:
+    """The evaluator's training batch of every step, packed as in `sft`."""
+    steps = [epochs.at(step)[0] for step in range(epochs.steps)]
+    plan, length, count = _plan([[len(data[i][0]) for i in taken] for taken in steps], multiple)
+    width = max(len(row) for rows in plan for row in rows)
+    packed = [[[data[taken[j]] for j in row] for row in rows] for taken, rows in zip(steps, plan, strict=True)]
+    return lambda step: _classes(_filled([packed[step]], count, []), pad, length, width)
 
 
 def in_order(lengths: Sequence[int], batch: int) -> Iterator[list[int]]:
@@ -176,16 +186,11 @@ def in_order(lengths: Sequence[int], batch: int) -> Iterator[list[int]]:
     yield from (order[i : i + batch] for i in range(0, len(order), batch))
 
 
-def scoring(data: Sequence[list[int]], batch: int, pad: int) -> Iterator[tuple[list[int], ClassBatch]]:
-    """Batches of rows to classify, each with the indices that its first rows have in `data`."""
-    for taken in in_order([len(ids) for ids in data], batch):
-        yield taken, _classes(_filled([[(data[i], 0) for i in taken]], batch, ([], 0)), pad)
-
-
-def labelled(data: Sequence[tuple[list[int], int]], batch: int, pad: int) -> Iterator[ClassBatch]:
-    """Batches of (ids, class) rows to evaluate on."""
+def scoring(data: Sequence[Verdict], batch: int, pad: int) -> Iterator[tuple[list[int], ClassBatch]]:
+    """Batches to classify, one comparison a row, each with the indices that its first rows have in `data`."""
     for taken in in_order([len(ids) for ids, _ in data], batch):
-        yield _classes(_filled([[data[i] for i in taken]], batch, ([], 0)), pad)
+        rows = [[data[i]] for i in taken]
+        yield taken, _classes(_filled([rows], batch, []), pad, bucket(len(data[taken[0]][0])), 1)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def train(bench: Bench, model: Model, train: Comparisons, held_out: Comparisons)
         epochs = Epochs((len(rows),), section.batch, section.epochs, bench.config.seed)
         start = state.init(_classifier(model.params, bench.random_key()), optimizer, epochs.totals)
         setup = bench.setup(model)
-        evaluate = partial(_class_metrics, steps.class_evaluation(setup), list(batches.labelled(checks, size, pad)))
+        evaluate = partial(_class_metrics, steps.class_evaluation(setup), [batch for _, batch in batches.scoring(checks, size, pad)])
         done = fit(
             bench,
             "evaluator",
@@ -52,7 +52,7 @@ def train(bench: Bench, model: Model, train: Comparisons, held_out: Comparisons)
             steps.evaluator_step(setup, optimizer),
             start,
             {},
-            batches.classes(rows, epochs, pad),
+            batches.classes(rows, epochs, pad, bench.config.compute.microbatches),
             epochs.steps,
             validate=lambda now: evaluate(now.trainable)["loss"],
             validate_every=epochs.per_epoch[0],
@@ -96,10 +96,9 @@ def score_fn(bench: Bench, model: Model, evaluator: Artifact) -> Callable[[Seque
     def score(requests: Sequence[Request3]) -> Float[np.ndarray, " n"]:
         out = np.full(len(requests), np.nan)
         with Progress("comparisons", len(requests), "scores") as progress:
-            for taken, batch in batches.scoring(
-                model.tokenizer.comparisons(requests), bench.config.compute.score_batch, model.tokenizer.pad
-            ):
-                out[taken] = np.asarray(probabilities(trained, {}, batch))[: len(taken), 1]
+            comparisons = [(ids, 0) for ids in model.tokenizer.comparisons(requests)]
+            for taken, batch in batches.scoring(comparisons, bench.config.compute.score_batch, model.tokenizer.pad):
+                out[taken] = np.asarray(probabilities(trained, {}, batch))[: len(taken), 0, 1]
                 progress.advance(len(taken))
         return out
 

@@ -39,7 +39,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(data.decode())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"wanted JSON in {path}, got something else ({error}); the file is damaged, delete it") from error
+        raise ValueError(
+            f"wanted JSON in {path}, got something else ({error}); the file is damaged: restore it, or delete it if a run wrote it"
+        ) from error
 
 
 def write_rows(path: Path, rows: Iterable[Any]) -> None:

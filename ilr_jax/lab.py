@@ -80,9 +80,8 @@ class Lab:
     def _sampled(self, temperature: float, n: int = 1) -> SamplingSettings:
         return SamplingSettings(self.config.decoding.max_new_tokens, temperature, n=n, slots=self.config.compute.slots)
 
-    def _proposing(self) -> BeamSettings | SamplingSettings:
-        """How weak labels and proposals are made (beam search; SaferPaca samples)."""
-        return self._beam() if self.config.decoding.proposals == "beam" else self._sampled(self.config.decoding.temperature)
+    def _decoded(self, how: str) -> BeamSettings | SamplingSettings:
+        return self._beam() if how == "beam" else self._sampled(self.config.decoding.temperature)
 
     # The weak supervisor and the evaluator (paper section 4.1 and appendix).
 
@@ -93,8 +92,8 @@ class Lab:
 
     def weak_labels(self) -> Artifact:
         """The weak supervisor's answers to the second half."""
-        name, model = "weak-labels", self.model("weak")
-        return answer(self.bench, model, name, [self.d2], self._proposing(), self.weak_supervisor(), purpose=name)
+        name, how = "weak-labels", self._decoded(self.config.decoding.labels)
+        return answer(self.bench, self.model("weak"), name, [self.d2], how, self.weak_supervisor(), purpose=name)
 
     def first_labels(self) -> tuple[list[Label], Facts]:
         """The unreliable demonstrations: the weak supervisor's answers to the unlabelled half, or those of them that are right."""
@@ -160,7 +159,8 @@ class Lab:
         strong = self.model("strong")
         models = fine_tune(self.bench, strong, self.config.strong, "folds", [self._trainable(part) for part in others])
         groups = [[self.examples[labels[i].example_id] for i in fold] for fold in folds]
-        answers = answers_of(answer(self.bench, strong, "proposals", groups, self._proposing(), models, purpose=f"proposals-{r}"))
+        how = self._decoded(self.config.decoding.proposals)
+        answers = answers_of(answer(self.bench, strong, "proposals", groups, how, models, purpose=f"proposals-{r}"))
         proposals = [""] * len(labels)
         for i, given in zip([i for fold in folds for i in fold], answers, strict=True):
             proposals[i] = given.text

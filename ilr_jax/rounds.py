@@ -80,10 +80,14 @@ def run(config: Config, workdir: str | Path) -> None:
         _keep_compiled(Path(config.compute.cache).expanduser())
     lab = Lab(config, Path(workdir))
     lab.check()  # before the workdir is claimed: what fails on bad input must not stand in the way of the corrected command
-    resolved = config.to_dict() | {"compute": {**config.compute, "dtype": lab.bench.dtype}}
-    claim(workdir, resolved, ignore=("method", "seed", *(f"compute.{name}" for name in config.compute if name != "dtype")))
+    claim(workdir, _resolved(lab), ignore=("method", "seed", *(f"compute.{name}" for name in config.compute if name != "dtype")))
     for number, name in enumerate(names, 1):
         _record(lab, name, f"[{number}/{len(names)}] {name}")
+
+
+def _resolved(lab: Lab) -> dict[str, Any]:
+    """The config with what it left to the machine."""
+    return lab.config.to_dict() | {"compute": {**lab.config.compute, "dtype": lab.bench.dtype}}
 
 
 def _keep_compiled(folder: Path) -> None:
@@ -110,7 +114,7 @@ def _record(lab: Lab, name: str, title: str) -> None:
         done.append({**facts, "seconds": sum(lab.bench.spent.values()) - before})
         record = {"method": name, "seed": lab.config.seed, "finished": r + 1 == total, "started": old["started"]}
         if len(done) >= len(old["rounds"]):
-            write_json(path, record | {"seconds": sum(lab.bench.spent.values()), "rounds": done})
+            write_json(path, record | {"config": _resolved(lab), "seconds": sum(lab.bench.spent.values()), "rounds": done})
         lab.bench.say(f"test accuracy {facts['test_accuracy']:.1%}" + _label_line(facts))
 
 

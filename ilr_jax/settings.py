@@ -22,7 +22,7 @@ CHOICES = {
     "task.grader": tuple(GRADERS),
     **{f"{section}.optimizer": OPTIMIZERS for section in ("weak", "strong", "evaluator", "dpo")},
     "sft.normalize": ("sequence", "token"),
-    "decoding.proposals": ("beam", "sample"),
+    **dict.fromkeys(("decoding.labels", "decoding.proposals"), ("beam", "sample")),
     "decoding.length_rule": ("total", "generated"),
     "dpo.scoring": ("symmetric", "released"),
     "compute.dtype": ("auto", "float32", "bfloat16"),

@@ -17,6 +17,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ class Store:
     def __init__(self, root: str | Path):
         self.root = Path(root)
         self._verified: set[Path] = set()
+        self._told: set[tuple[str, ...]] = set()
 
     def key(self, stage: Stage) -> str:
         """SHA-256 (hex) of the stage's name, settings and inputs' hashes. ValueError for what JSON cannot hold, NaN too."""
@@ -63,13 +65,26 @@ class Store:
         """The stage's artifact if it is finished, else None. ValueError, naming the file, if it is damaged."""
         key = self.key(stage)
         folder = self.root / "stages" / f"{stage.name}-{key[:12]}"
-        return self.read(folder, key) if folder.exists() else None
+        if not folder.exists():
+            return None
+        self._tell_versions(folder)
+        return self.read(folder, key)
 
     def read(self, folder: Path, key: str | None = None) -> Artifact:
         """The artifact in a folder of `stages/`. ValueError, naming the file, if it is damaged."""
         manifest = _check(folder, key, hashes=folder not in self._verified)
         self._verified.add(folder)
         return Artifact(str(folder), manifest["key"], manifest)
+
+    def _tell_versions(self, folder: Path) -> None:
+        """Warn, once for the same ones, of other versions of the packages than this stage was made with: it is used all the same."""
+        if not (folder / ABOUT).exists():
+            return
+        made, now = read_json(folder / ABOUT)["packages"], _packages()
+        others = tuple(f"{name} {version} (now {now[name]})" for name, version in made.items() if version != now.get(name, version))
+        if others and others not in self._told:
+            self._told.add(others)
+            logging.getLogger(__name__).warning("%s and others are reused; they were made with %s", folder.name, ", ".join(others))
 
     def seconds(self, artifact: Artifact) -> float:
         """How long its build took."""
@@ -210,7 +225,12 @@ def _synced_files(folder: Path) -> dict[str, dict[str, Any]]:
 def _about(seconds: float) -> dict[str, Any]:
     """What differs between two runs with the same result; no hash covers it."""
     finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return {"seconds": seconds, "finished": finished, "python": platform.python_version(), "packages": {p: _version(p) for p in PACKAGES}}
+    return {"seconds": seconds, "finished": finished, "python": platform.python_version(), "packages": dict(_packages())}
+
+
+@cache
+def _packages() -> Mapping[str, str | None]:
+    return {package: _version(package) for package in PACKAGES}
 
 
 def _version(package: str) -> str | None:

@@ -153,12 +153,12 @@ class PairBatch(NamedTuple):
 
 
 class ClassBatch(NamedTuple):
-    """Rows with a class each; the classifier pools at `last`, the position of the row's last real token."""
+    """Rows of up to M texts with a class each; the classifier pools at `last`, the place of a text's last token. Weight 0: no text."""
 
     rows: Rows
-    last: Int[Any, " N"]
-    classes: Int[Any, " N"]
-    weight: Float[Any, " N"]
+    last: Int[Any, "N M"]
+    classes: Int[Any, "N M"]
+    weight: Float[Any, "N M"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,10 +125,28 @@ def test_sft_rows_fall_into_equal_groups_and_microbatches():
 
 
 def test_scoring_covers_all_rows_longest_first():
-    data = [[1], [1, 2, 3], [1, 2]]
+    data = [([1], 0), ([1, 2, 3], 1), ([1, 2], 0)]
     parts = list(batches.scoring(data, 2, 0))
     assert [taken for taken, _ in parts] == [[1, 2], [0]]
-    assert parts[0][1].last.tolist() == [2, 1] and parts[1][1].weight.tolist() == [1, 0]
+    assert parts[0][1].last.tolist() == [[2], [1]] and parts[1][1].weight.tolist() == [[1], [0]]
+    assert parts[0][1].classes.tolist() == [[1], [0]]
+
+
+def test_comparisons_are_packed_once_an_epoch_in_one_shape():
+    data, epochs = [(prompt + answer, i % 2) for i, (prompt, answer) in enumerate(samples(21))], Epochs((21,), batch=8, epochs=2, seed=0)
+    at = batches.classes(data, epochs, pad=0, multiple=2)
+    made = [at(step) for step in range(epochs.steps)]
+    assert len({batch.rows.tokens.shape + batch.last.shape for batch in made}) == 1
+    assert made[0].rows.tokens.shape[0] < 8 and made[0].rows.tokens.shape[0] % 2 == 0
+    for epoch in (made[:3], made[3:]):
+        found = []
+        for batch in epoch:
+            for n, j in zip(*np.nonzero(batch.weight), strict=True):
+                place = batch.last[n, j]
+                same = batch.rows.segments[n] == batch.rows.segments[n, place]
+                assert np.flatnonzero(same)[-1] == place and batch.rows.positions[n, same].tolist() == list(range(same.sum()))
+                found.append((batch.rows.tokens[n, same].tolist(), int(batch.classes[n, j])))
+        assert sorted(found) == sorted(data)
 
 
 def test_preferences_keep_both_sides_in_one_shape():

@@ -33,6 +33,12 @@ def records(workdir: Path) -> dict[str, dict]:
     return {path.stem: json.loads(path.read_text()) for path in (workdir / "runs").glob("*.json")}
 
 
+def untimed(found: dict[str, dict]) -> dict[str, tuple]:
+    """Records without clocks and without the config, which says how often to save."""
+    rows = {name: [{key: value for key, value in row.items() if key != "seconds"} for row in found[name]["rounds"]] for name in found}
+    return {name: (record["method"], record["seed"], record["finished"], rows[name]) for name, record in found.items()}
+
+
 @pytest.fixture(scope="module")
 def finished(tiny_models, tmp_path_factory):
     """One workdir with all four methods run by a config that tests may not change."""
@@ -48,6 +54,8 @@ def test_every_method_leaves_a_record_of_every_round(finished):
     assert sorted(found) == ["dpo-seed0", "ilr-seed0", "naive-seed0", "sft-seed0"]
     assert [len(found[f"{m}-seed0"]["rounds"]) for m in ("sft", "ilr", "naive", "dpo")] == [1, 2, 2, 2]
     assert all(record["finished"] for record in found.values())
+    config = found["ilr-seed0"]["config"]
+    assert config["rounds"] == 1 and config["compute"]["dtype"] == "float32" and read_json(finished / "config.json") == config
     ilr = found["ilr-seed0"]["rounds"][1]
     assert ilr["agreed"] + ilr["compared"] + ilr["unread"] == ilr["labels"] == 12
     assert (finished / ilr["audit"]).exists() and (finished / ilr["model"] / stages.ADAPTERS).exists()
@@ -272,6 +280,7 @@ def test_a_killed_run_ends_with_the_same_bytes(finished, tiny_models, tmp_path, 
     assert not (tmp_path / "runs" / "dpo-seed0.json").exists() or not records(tmp_path)["dpo-seed0"]["finished"]
     subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL, timeout=400)
     assert payload(tmp_path) == payload(finished)
+    assert untimed(records(tmp_path)) == untimed(records(finished))
 
 
 def test_trained_adapters_are_finite_and_moved(finished):

@@ -46,6 +46,18 @@ def test_a_stage_is_built_once_and_then_found(tmp_path):
     assert about["seconds"] >= 0 and about["packages"]["numpy"] == np.__version__
 
 
+def test_stages_of_other_versions_are_reused_and_said_so_once(tmp_path, monkeypatch, caplog):
+    for name in ("a", "b"):
+        Store(tmp_path).run(Stage(name, {}, {}), build)
+    later = Store(tmp_path)
+    assert later.find(Stage("a", {}, {})) and not caplog.messages
+    now = dict(store._packages()) | {"jax": "99.0"}
+    monkeypatch.setattr(store, "_packages", lambda: now)
+    assert later.find(Stage("a", {}, {})) and later.find(Stage("b", {}, {}))
+    (said,) = caplog.messages
+    assert "are reused; they were made with jax " in said and "(now 99.0)" in said
+
+
 @pytest.mark.parametrize(
     "other",
     [

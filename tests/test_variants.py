@@ -80,7 +80,7 @@ def test_three_folds(variant):
 
 
 def test_sampled_proposals(variant):
-    ilr = variant(method="ilr", feedback="oracle", decoding__proposals="sample")["ilr"][1]
+    ilr = variant(method="ilr", feedback="oracle", decoding__labels="sample", decoding__proposals="sample")["ilr"][1]
     assert ilr["agreed"] + ilr["unread"] + ilr["compared"] == 12
 
 

@@ -26,10 +26,11 @@ def visible(positions: Int[Array, "N T"], segments: Int[Array, "N T"], keys: Key
 
 def _scores(q: Float[Array, "N T Q H"], seen: Bool[Array, "G R S"], keys: KeyValues) -> Float[Array, "G KV R M S"]:
     """Masked float32 scores: the R rows and places that share keys, times the M query heads of a KV head, make one GEMM."""
-    (g, r, _), kv = seen.shape, keys.v.shape[1]
-    rows = q.reshape(g, r, kv, -1, q.shape[-1])
-    scores = jnp.einsum("grkmh,gkhs->gkrms", rows, keys.k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    return jnp.where(seen[:, None, :, None, :], scores, jnp.finfo(jnp.float32).min)
+    (g, r, s), kv = seen.shape, keys.v.shape[1]
+    # One dimension of r and m before the product: with two, the gradient of k transposes the scores element by element.
+    rows = q.reshape(g, r, kv, -1, q.shape[-1]).swapaxes(1, 2).reshape(g, kv, -1, q.shape[-1])
+    scores = jnp.einsum("gkxh,gkhs->gkxs", rows, keys.k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    return jnp.where(seen[:, None, :, None, :], scores.reshape(g, kv, r, -1, s), jnp.finfo(jnp.float32).min)
 
 
 def _gemm(q: Array, positions: Array, segments: Array, parts: tuple[KeyValues, ...], window: int | None) -> Float[Array, "N T Q H"]:

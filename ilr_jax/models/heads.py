@@ -13,7 +13,7 @@ def init(hidden_size: int, classes: int, key: PRNGKeyArray) -> Float[Array, "D C
     return jax.random.normal(key, (hidden_size, classes), jnp.float32) * 0.02
 
 
-def classify(hidden: Float[Array, "N T D"], last: Int[Array, " N"], head: Float[Array, "D C"]) -> Float[Array, "N C"]:
-    """Float32 class logits, pooled at `last`: the position is data, never guessed from pad tokens."""
-    pooled = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+def classify(hidden: Float[Array, "N T D"], last: Int[Array, "N M"], head: Float[Array, "D C"]) -> Float[Array, "N M C"]:
+    """Float32 class logits, pooled at `last`: the places are data, never guessed from pad tokens."""
+    pooled = jnp.take_along_axis(hidden, last[:, :, None], axis=1)
     return jnp.matmul(pooled.astype(jnp.float32), head)

@@ -61,6 +61,8 @@ def _inside(folder: Path, name: Any) -> Path:
 def _files(folder: Path, stem: str) -> list[Path]:
     index = folder / f"{stem}.safetensors.index.json"
     if not index.exists():
+        if not (folder / f"{stem}.safetensors").exists() and (other := sorted(folder.glob("*.bin"))):
+            raise ValueError(f"{folder}: wanted {stem}.safetensors, found {other[0].name}; save the model anew with save_pretrained")
         return [_inside(folder, f"{stem}.safetensors")]
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:

@@ -15,9 +15,7 @@ import numpy as np
 from ilr_jax.progress import Progress
 from ilr_jax.sample import slots
 from ilr_jax.sample.requests import Completion, Request, by_adapter, padded, prompt_rows
-from ilr_jax.sample.slots import Fill, Result
-
-NEVER = np.iinfo(np.int32).max
+from ilr_jax.sample.slots import NEVER, Fill, Result
 
 
 @dataclass(frozen=True)
@@ -75,12 +73,13 @@ class Engine:
         return [s for s in range(adapter * self.group, (adapter + 1) * self.group) if self.owners[s] is None]
 
     def _wanted(self) -> np.ndarray:
-        """Free slots [K] at which a group's next prompts should be prefilled."""
+        """Free slots [K] that a group's next prompts take."""
         wanted = [min(self.batch, len(queue)) * self.machine.copies if queue else NEVER for queue in self.queues]
         return np.array(wanted, np.int32)
 
     def _can_admit(self) -> bool:
-        return any(len(self._free(k)) >= wanted for k, wanted in enumerate(self._wanted()))
+        free = np.array([len(self._free(k)) for k in range(len(self.queues))])
+        return bool(slots.worth_filling(free, self._wanted()))
 
     def _admit(self) -> None:
         """Prefills up to `batch` prompts of each group and gives them their slots."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
@@ -17,6 +18,8 @@ from ilr_jax.models.attention import Implementation
 from ilr_jax.models.cache import Cache, Part
 from ilr_jax.models.decoder import Decoder, Unstacked
 from ilr_jax.types import Rows
+
+NEVER = np.iinfo(np.int32).max  # wanted free slots of a group without prompts left
 
 
 class Fill(NamedTuple):
@@ -72,10 +75,19 @@ def layers(model: Decoder, adapters: Any) -> Unstacked | None:
     return model.unstack(adapters) if jax.default_backend() == "cpu" else None
 
 
+def worth_filling(free: Int[Any, " K"], wanted: Int[Any, " K"]) -> Bool[Any, ""]:
+    """Whether half of the adapters' groups that have prompts left have the free slots that are `wanted` there for the next of them.
+
+    A prefill computes rows for every group, so with many adapters one that is asked for by a single group is mostly padding.
+    """
+    ready = (free >= wanted).sum()
+    return (ready > 0) & (2 * ready >= (wanted < NEVER).sum())
+
+
 def busy(done: Bool[Array, " N"], wanted: Int[Array, " K"]) -> Bool[Array, ""]:
-    """Whether to decode on: some slot is at work, and no adapter's group has the free slots that are `wanted` there for new prompts."""
+    """Whether to decode on: some slot is at work, and it is not yet worth filling those that are free."""
     free = jnp.sum(done.reshape(wanted.shape[0], -1), axis=1)
-    return ~jnp.all(done) & ~jnp.any(free >= wanted)
+    return ~jnp.all(done) & ~worth_filling(free, wanted)
 
 
 @partial(jax.jit, static_argnames="length")

@@ -112,12 +112,21 @@ def _rows(path: str | None, split: str) -> Any:
     import datasets
 
     where = path or HUB[0]
-    rows: Any = datasets.load_from_disk(str(_folder(Path(path), split))) if path else _fetched(split)
+    rows: Any = _saved(_folder(Path(path), split)) if path else _fetched(split)
     if missing := [column for column in COLUMNS if column not in rows.column_names]:
         raise ValueError(f"{where}, {split}: wanted columns {COLUMNS}, missing {missing}, found {rows.column_names}; rename them")
     if not len(rows):
         raise ValueError(f"{where}, {split}: the split is empty; wanted at least one row")
     return rows
+
+
+def _saved(folder: Path) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_from_disk(str(folder))
+    except (OSError, ValueError) as error:  # pyarrow's errors among them
+        raise ValueError(f"{folder} cannot be read ({error}); the folder is damaged, save it again") from error
 
 
 def _fetched(split: str) -> Any:

@@ -84,7 +84,7 @@ def token_log_probs(
     return _frozen(picked, table, targets, chunk)
 
 
-def by_adapter(values: Float[Array, " N"], k: int) -> Float[Array, " K"]:
+def by_adapter(values: Float[Array, "N *M"], k: int) -> Float[Array, " K"]:
     """Sums over the rows of each of the k adapters."""
     return values.reshape(k, -1).sum(axis=1)
 
@@ -125,6 +125,6 @@ def dpo_loss(
     return -jax.nn.log_sigmoid(better - worse), jax.lax.stop_gradient(metrics)
 
 
-def class_loss(logits: Float[Array, "N C"], classes: Int[Array, " N"]) -> Float[Array, " N"]:
-    """Cross-entropy of every row, float32; NaN for a class that does not exist."""
+def class_loss(logits: Float[Array, "*N C"], classes: Int[Array, "*N"]) -> Float[Array, "*N"]:
+    """Cross-entropy of every text, float32; NaN for a class that does not exist."""
     return -_pick(jax.nn.log_softmax(logits.astype(jnp.float32)), classes)

@@ -70,11 +70,12 @@ def _log_probs(setup: Setup, trainable: Trainable, frozen: Mapping, batch: Batch
     return losses.token_log_probs(hidden, model.head_table(), places, targets, setup.chunk, train_table="params" in trainable)
 
 
-def _class_logits(setup: Setup, trainable: Trainable, frozen: Mapping, batch: ClassBatch) -> Float[Array, "N 2"]:
+def _class_logits(setup: Setup, trainable: Trainable, frozen: Mapping, batch: ClassBatch) -> Float[Array, "N M 2"]:
     hidden, _ = _hidden(setup, trainable, frozen, batch.rows)
     head = trainable["head"]
     groups = hidden.reshape(head.shape[0], -1, *hidden.shape[1:])
-    return jax.vmap(heads.classify)(groups, jnp.reshape(batch.last, groups.shape[:2]), head).reshape(-1, head.shape[-1])
+    last = jnp.reshape(batch.last, (*groups.shape[:2], -1))
+    return jax.vmap(heads.classify)(groups, last, head).reshape(*batch.last.shape, -1)
 
 
 def _join(chosen: Batch, rejected: Batch, k: int) -> Batch:
@@ -211,8 +212,8 @@ def sequence_log_probs(setup: Setup) -> Callable[[Trainable, Mapping, Batch], Fl
 
 
 @cache
-def class_probabilities(setup: Setup) -> Callable[[Trainable, Mapping, ClassBatch], Float[Array, "N 2"]]:
-    """`(trainable, frozen, batch) -> [N, 2]`: the evaluator's probabilities of both classes."""
+def class_probabilities(setup: Setup) -> Callable[[Trainable, Mapping, ClassBatch], Float[Array, "N M 2"]]:
+    """`(trainable, frozen, batch) -> [N, M, 2]`: the evaluator's probabilities of both classes."""
     return jax.jit(lambda trainable, frozen, batch: jax.nn.softmax(_class_logits(setup, trainable, frozen, batch)))
 
 

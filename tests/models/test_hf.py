@@ -176,6 +176,8 @@ def test_damaged_file(llama):
         path.write_bytes(damaged)
         said = refusal(llama)
         assert str(path) in said and "not a complete safetensors file" in said
+    path.rename(llama / "pytorch_model.bin")
+    assert "wanted model.safetensors, found pytorch_model.bin; save the model anew" in refusal(llama)
 
 
 def test_config_that_is_missing_or_no_json(llama):

@@ -181,7 +181,7 @@ def test_classifier(name, tmp_path):
 
     settings, params, head = hf.load_classifier(folder, dtype=jnp.float32)
     assert "head" not in params
-    ours = heads.classify(jnp.asarray(tiny.hidden(settings, params, rows)), jnp.asarray(last), head)
+    ours = heads.classify(jnp.asarray(tiny.hidden(settings, params, rows)), jnp.asarray(last)[:, None], head)[:, 0]
     theirs = reference_logits(load_reference(folder, "AutoModelForSequenceClassification"), rows)
     assert np.abs(ours - theirs).max() <= 10 * LOGITS  # the head is not scaled down: class logits have deviation 7
     hf.save_model(tmp_path / "out", settings, params, head=head)

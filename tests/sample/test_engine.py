@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from ilr_jax.progress import Progress
-from ilr_jax.sample.engine import NEVER, Engine, Machine
+from ilr_jax.sample.engine import Engine, Machine
 from ilr_jax.sample.requests import Request, padded
-from ilr_jax.sample.slots import Result, busy
+from ilr_jax.sample.slots import NEVER, Result, busy, worth_filling
 
 
 class Prompt(NamedTuple):
@@ -52,7 +52,7 @@ class Counter:
 
     def advance(self, state: State, wanted: np.ndarray) -> tuple[State, np.ndarray, Result]:
         done = lambda: (state.left == 0).reshape(self.adapters, -1).sum(axis=1)
-        while (state.left > 0).any() and not (done() >= wanted).any():
+        while (state.left > 0).any() and not worth_filling(done(), wanted):
             self.looks, self.busy = self.looks + 1, self.busy + int((state.left > 0).sum())
             state.left[:] = np.maximum(state.left - 1, 0)
         n = len(state.left)
@@ -97,7 +97,10 @@ def test_freed_slots_are_taken_while_others_work():
         ([1, 0, 0, 0], [2, NEVER], True),
         ([1, 1, 0, 0], [2, NEVER], False),
         ([1, 1, 0, 0], [NEVER, 1], True),  # another group's free slots are of no use
-        ([1, 0, 1, 0], [2, 1], False),  # one group suffices
+        ([1, 0, 1, 0], [2, 1], False),  # one group of two suffices
+        ([1, 0, 0, 0, 0], [1, 1, 1, 1, 1], True),  # one of five is too few
+        ([1, 0, 1, 0, 1], [1, 1, 1, 1, 1], False),
+        ([1, 0, 0, 0, 0], [1, 1, NEVER, NEVER, NEVER], False),  # groups without prompts left do not count
     ],
 )
 def test_decoding_goes_on_while_somebody_works_and_nobody_waits_for_a_free_slot(done, wanted, on):

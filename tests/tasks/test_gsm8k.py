@@ -133,6 +133,14 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         gsm8k.GSM8K(path=str(tmp_path)).train()
 
 
+def test_a_damaged_folder_is_named(tmp_path):
+    path = save(tmp_path, ROWS)
+    for data in (tmp_path / "train").glob("*.arrow"):
+        data.write_bytes(data.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"train cannot be read .*; the folder is damaged, save it again"):
+        gsm8k.GSM8K(path=path).train()
+
+
 def test_a_missing_split_is_named(tmp_path):
     datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(tmp_path)
     with pytest.raises(ValueError, match="no split 'test'; found train"):

@@ -231,12 +231,12 @@ def test_dpo_of_the_reference_itself_is_log_two():
 
 def test_class_probabilities_and_evaluation_agree():
     batch, trainable = tiny.class_batch([*LENGTHS, 0, 8]), tiny.adapters(head=True)
-    found = np.asarray(steps.class_probabilities(tiny.SETUP)(trainable, tiny.base(), batch))
+    found = np.asarray(steps.class_probabilities(tiny.SETUP)(trainable, tiny.base(), batch))[:, 0]
     sums = steps.class_evaluation(tiny.SETUP)(trainable, tiny.base(), batch)
-    real = batch.weight > 0
+    classes, real = batch.classes[:, 0], batch.weight[:, 0] > 0
     np.testing.assert_allclose(found.sum(1), 1, rtol=1e-6)
-    np.testing.assert_allclose(sums["loss"][0], -np.log(found[np.arange(6), batch.classes])[real].sum(), rtol=1e-5)
-    assert (sums["right"][0], sums["units"][0]) == ((found.argmax(1) == batch.classes)[real].sum(), 5)
+    np.testing.assert_allclose(sums["loss"][0], -np.log(found[np.arange(6), classes])[real].sum(), rtol=1e-5)
+    assert (sums["right"][0], sums["units"][0]) == ((found.argmax(1) == classes)[real].sum(), 5)
 
 
 def test_rows_that_cannot_be_shared_are_refused():

@@ -87,7 +87,7 @@ def batch(lengths: list[int], t: int = 14, c: int = 7, seed: int = 0, left: bool
 def class_batch(lengths: list[int], t: int = 14, seed: int = 0) -> ClassBatch:
     classes = np.random.default_rng(seed).integers(0, 2, len(lengths)).astype(np.int32)
     last = np.maximum(np.array(lengths, np.int32) - 1, 0)
-    return ClassBatch(rows(lengths, t, seed), last, classes, (np.array(lengths) > 0).astype(np.float32))
+    return ClassBatch(rows(lengths, t, seed), last[:, None], classes[:, None], (np.array(lengths) > 0).astype(np.float32)[:, None])
 
 
 def pair_batch(lengths: list[int], seed: int = 0, t: int = 14, c: int = 7) -> PairBatch:
