@@ -26,11 +26,13 @@ def get_config():
     config.sft.max_length = 256
     config.lora.rank = 16
     config.lora.alpha = 32.0
-    config.evaluator.learning_rate = 1e-4
-    config.evaluator.epochs = 3
+    config.evaluator.learning_rate = 1.5e-4
+    config.evaluator.epochs = 2
     config.decoding.labels = "sample"  # an unreliable supervisor slips; searched labels would hide that: docs/embedded.md
     config.decoding.temperature = 0.7
     config.decoding.max_new_tokens = 96
     config.dpo.learning_rate = 3e-5  # a hundredth of SFT's, as in the paper
     config.dpo.samples = 2  # one pair a question: about as many comparisons as ILR asks for
+    config.compute.remat = "dots"  # on a CPU, computing activations again is faster than fetching them from memory
+    config.compute.microbatches = 4
     return config

@@ -1,8 +1,8 @@
 """Labels, comparisons and preferences as padded batches in numpy.
 
-Every batch is a pure function of (data, seed, step), so resuming at a step needs no iterator state. Shapes come from a short list of
-lengths, so each jitted step compiles once per shape. With K data sets (one per adapter) the rows of data set k are the k-th group of the
-batch; a data set that is used up gives empty rows (units 0), which leave its adapter untouched.
+Every batch is a pure function of (data, seed, step), so resuming at a step needs no iterator state. Shapes are few, so that each jitted step
+compiles once or a few times: packed rows have one length for a whole run, others one out of a short list. With K data sets (one per adapter)
+the rows of data set k are the k-th group of the batch; one that is used up gives empty rows (units 0), which leave its adapter untouched.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +15,7 @@ from ilr_jax.types import Batch, ClassBatch, PairBatch, Rows
 
 Normalize = Literal["sequence", "token"]
 Sample = tuple[list[int], list[int]]  # prompt ids, answer ids with EOS
+Verdict = tuple[list[int], int]  # ids of a comparison, and its class
 
 
 def bucket(length: int) -> int:
@@ -123,31 +124,35 @@ def _packed(sizes: Sequence[int], length: int) -> list[list[int]]:
     return rows
 
 
-def _row_length(steps: Sequence[Sequence[int]]) -> int:
-    """Of the lengths from the longest sample to twice that, the one at which the packed steps have the fewest tokens."""
-    longest = bucket(max(max(sizes, default=1) for sizes in steps))
-    lengths = sorted({bucket(longest * i // 4) for i in range(4, 9)})
-    return min(lengths, key=lambda length: length * max(len(_packed(sizes, length)) for sizes in steps))
+@dataclass(frozen=True)
+class Packing:
+    """What rows cost: attention takes as much as the linear layers at `even` tokens; their number is a multiple of the microbatches."""
+
+    even: float = 1e9
+    multiple: int = 1
 
 
-def _plan(steps: Sequence[Sequence[int]], multiple: int = 1) -> tuple[list[list[list[int]]], int, int]:
-    """Steps of samples of these sizes, packed into rows, and the length and number of rows that serve all of them."""
-    length = _row_length(steps)
-    packed = [_packed(sizes, length) for sizes in steps]
-    return packed, length, multiple * -(-max(map(len, packed)) // multiple)
+def _plan(steps: Sequence[Sequence[int]], packing: Packing) -> tuple[list[list[list[int]]], int, int]:
+    """Steps of samples of these sizes, packed into rows, and the length and number of rows that serve all of them.
+
+    Of the lengths from the longest sample to twice that, the one that costs least.
+    """
+    longest = max(1, *(max(sizes, default=1) for sizes in steps))
+    lengths = {-(-longest * i // 4 // 32) * 32 for i in range(4, 9)}
+    plans = {length: [_packed(sizes, length) for sizes in steps] for length in sorted(lengths)}
+    counts = {length: packing.multiple * -(-max(map(len, plan)) // packing.multiple) for length, plan in plans.items()}
+    length = min(lengths, key=lambda length: (counts[length] * length * (packing.even + length), length))
+    return plans[length], length, counts[length]
 
 
 def sft(
-    sets: Sequence[Sequence[Sample]], epochs: Epochs, pad: int, normalize: Normalize, max_length: int, multiple: int = 1
+    sets: Sequence[Sequence[Sample]], epochs: Epochs, pad: int, normalize: Normalize, max_length: int, packing: Packing
 ) -> Callable[[int], Batch]:
-    """The SFT batch of every step, K data sets side by side, samples packed into rows; all steps have one shape.
-
-    The rows of a data set are a multiple of `multiple` (the microbatches).
-    """
+    """The SFT batch of every step, K data sets side by side, samples packed into rows; all steps have one shape."""
     kept = [[_cut(sample, max_length) for sample in data] for data in sets]
     sizes = [[len(prompt) + len(answer) for prompt, answer in data] for data in kept]
     steps = [taken for step in range(epochs.steps) for taken in enumerate(epochs.at(step))]
-    plan, length, count = _plan([[sizes[k][i] for i in taken] for k, taken in steps], multiple)
+    plan, length, count = _plan([[sizes[k][i] for i in taken] for k, taken in steps], packing)
     packed = [[[kept[k][taken[j]] for j in row] for row in rows] for (k, taken), rows in zip(steps, plan, strict=True)]
     width = bucket(max(sum(len(answer) for _, answer in row) for rows in packed for row in rows))
 
@@ -158,23 +163,20 @@ def sft(
     return at
 
 
-Verdict = tuple[list[int], int]  # a comparison's ids, and its class
-
-
 def _classes(rows: Sequence[Sequence[Verdict]], pad: int, length: int, width: int) -> ClassBatch:
     laid, starts = rows_of([[ids for ids, _ in row] for row in rows], pad, length)
     shape = len(rows), width
-    last, classes, weight = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+    last, labels, weight = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.float32)
     for i, row in enumerate(rows):
         for j, (start, (ids, label)) in enumerate(zip(starts[i], row, strict=True)):
-            last[i, j], classes[i, j], weight[i, j] = start + len(ids) - 1, label, 1
-    return ClassBatch(laid, last, classes, weight)
+            last[i, j], labels[i, j], weight[i, j] = start + len(ids) - 1, label, 1
+    return ClassBatch(laid, last, labels, weight)
 
 
-def classes(data: Sequence[Verdict], epochs: Epochs, pad: int, multiple: int = 1) -> Callable[[int], ClassBatch]:
+def classes(data: Sequence[Verdict], epochs: Epochs, pad: int, packing: Packing) -> Callable[[int], ClassBatch]:
     """The evaluator's training batch of every step, packed as in `sft`."""
     steps = [epochs.at(step)[0] for step in range(epochs.steps)]
-    plan, length, count = _plan([[len(data[i][0]) for i in taken] for taken in steps], multiple)
+    plan, length, count = _plan([[len(data[i][0]) for i in taken] for taken in steps], packing)
     width = max(len(row) for rows in plan for row in rows)
     packed = [[[data[taken[j]] for j in row] for row in rows] for taken, rows in zip(steps, plan, strict=True)]
     return lambda step: _classes(_filled([packed[step]], count, []), pad, length, width)

@@ -52,7 +52,7 @@ def train(bench: Bench, model: Model, train: Comparisons, held_out: Comparisons)
             steps.evaluator_step(setup, optimizer),
             start,
             {},
-            batches.classes(rows, epochs, pad, bench.config.compute.microbatches),
+            batches.classes(rows, epochs, pad, bench.packing(model)),
             epochs.steps,
             validate=lambda now: evaluate(now.trainable)["loss"],
             validate_every=epochs.per_epoch[0],

@@ -11,6 +11,7 @@ from ml_collections import config_flags
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/, any field of which may be overridden.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the experiment; the same command continues what was interrupted.")
+TRACEBACK = flags.DEFINE_bool("traceback", False, "On an error, show where in the code it was raised, not the message alone.")
 flags.register_validator("workdir", lambda name: name != "", "wanted a folder, got an empty name")
 
 
@@ -28,6 +29,8 @@ def run(argv: Sequence[str] | None = None) -> int:
         print("stopped; the same command continues", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:  # settings, data, models, loss; disk and network
+        if flags.FLAGS.is_parsed() and TRACEBACK.value:
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

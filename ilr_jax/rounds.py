@@ -114,7 +114,9 @@ def _record(lab: Lab, name: str, title: str) -> None:
         done.append({**facts, "seconds": sum(lab.bench.spent.values()) - before})
         record = {"method": name, "seed": lab.config.seed, "finished": r + 1 == total, "started": old["started"]}
         if len(done) >= len(old["rounds"]):
-            write_json(path, record | {"config": _resolved(lab), "seconds": sum(lab.bench.spent.values()), "rounds": done})
+            write_json(
+                path, record | {"config": old.get("config", _resolved(lab)), "seconds": sum(lab.bench.spent.values()), "rounds": done}
+            )
         lab.bench.say(f"test accuracy {facts['test_accuracy']:.1%}" + _label_line(facts))
 
 

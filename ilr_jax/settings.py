@@ -80,9 +80,8 @@ def _together(config: Config) -> Iterator[str]:
     """Faults of fields that must fit each other."""
     if config.dpo.samples % 2:
         yield f"dpo.samples: wanted an even number, to pair them; got {config.dpo.samples}"
-    for section in ("sft", "evaluator", "dpo"):
-        if config[section].batch % config.compute.microbatches:
-            yield f"{section}.batch: wanted a multiple of compute.microbatches={config.compute.microbatches}; got {config[section].batch}"
+    if config.dpo.batch % config.compute.microbatches:
+        yield f"dpo.batch: wanted a multiple of compute.microbatches={config.compute.microbatches}; got {config.dpo.batch}"
     at_once = "compute.beam_batch" if config.decoding.proposals == "beam" else "compute.slots"
     for rows, needed in (("compute.slots", "evaluator.checkpoints"), ("compute.slots", "dpo.samples"), (at_once, "folds")):
         if _value(config, rows) < _value(config, needed):

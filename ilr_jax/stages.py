@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from ilr_jax import batches, tokenizer
-from ilr_jax.batches import Epochs, Preference, Sample
+from ilr_jax.batches import Epochs, Packing, Preference, Sample
 from ilr_jax.files import read_rows, write_rows
 from ilr_jax.models import lora
 from ilr_jax.models.lora import Lora
@@ -66,6 +66,9 @@ class Bench:
     def optimizer(self, section: Config) -> OptimizerConfig:
         return OptimizerConfig(section.optimizer, section.learning_rate, warmup=self.config.sft.warmup)
 
+    def packing(self, model: Model) -> Packing:
+        return Packing(lora.even_length(model.config), self.config.compute.microbatches)
+
     def random_key(self) -> jax.Array:
         return jax.random.key(self.config.seed)
 
@@ -100,7 +103,7 @@ def fine_tune(
         c = bench.config.sft
         data = [tokenised(model, pairs) for pairs in sets]
         epochs = Epochs(tuple(len(samples) for samples in data), c.batch, section.epochs, bench.config.seed)
-        at = batches.sft(data, epochs, model.tokenizer.pad, c.normalize, c.max_length, bench.config.compute.microbatches)
+        at = batches.sft(data, epochs, model.tokenizer.pad, c.normalize, c.max_length, bench.packing(model))
         adapters = lora.init(model.config, bench.lora, jax.random.split(bench.random_key(), len(data)))
         start = state.init({"adapters": adapters}, optimizer, epochs.totals)
         step = steps.sft_step(bench.setup(model, bench.lora), optimizer)

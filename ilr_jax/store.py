@@ -67,8 +67,9 @@ class Store:
         folder = self.root / "stages" / f"{stage.name}-{key[:12]}"
         if not folder.exists():
             return None
+        artifact = self.read(folder, key)
         self._tell_versions(folder)
-        return self.read(folder, key)
+        return artifact
 
     def read(self, folder: Path, key: str | None = None) -> Artifact:
         """The artifact in a folder of `stages/`. ValueError, naming the file, if it is damaged."""
@@ -78,9 +79,7 @@ class Store:
 
     def _tell_versions(self, folder: Path) -> None:
         """Warn, once for the same ones, of other versions of the packages than this stage was made with: it is used all the same."""
-        if not (folder / ABOUT).exists():
-            return
-        made, now = read_json(folder / ABOUT)["packages"], _packages()
+        made, now = _read_about(folder)["packages"], _packages()
         others = tuple(f"{name} {version} (now {now[name]})" for name, version in made.items() if version != now.get(name, version))
         if others and others not in self._told:
             self._told.add(others)
@@ -88,7 +87,7 @@ class Store:
 
     def seconds(self, artifact: Artifact) -> float:
         """How long its build took."""
-        return read_json(Path(artifact.folder) / ABOUT)["seconds"]
+        return _read_about(Path(artifact.folder))["seconds"]
 
     def run(self, stage: Stage, build: Build) -> Artifact:
         """The stage's artifact: found, or built. Two processes never build one stage at a time: the second waits and reads.
@@ -195,6 +194,15 @@ def _check(folder: Path, key: str | None, hashes: bool) -> dict[str, Any]:
         if hashes and sha256_of(folder / name) != entry["sha256"]:
             raise _damaged(folder, name, "its bytes were changed (the SHA-256 differs)")
     return manifest
+
+
+def _read_about(folder: Path) -> dict[str, Any]:
+    """What `_about` noted; ValueError, naming the file, if it is damaged."""
+    try:
+        about = read_json(folder / ABOUT)
+        return {name: about[name] for name in ("seconds", "packages")}
+    except (ValueError, KeyError, TypeError, StorageError) as error:
+        raise _damaged(folder, ABOUT, f"it cannot be read ({error!r})") from error
 
 
 def _damaged(folder: Path, name: str, why: str) -> ValueError:

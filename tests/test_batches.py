@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ilr_jax import batches
-from ilr_jax.batches import Epochs
+from ilr_jax.batches import Epochs, Packing
 
 SAMPLES = [([5, 6, 7], [8, 9, 2]), ([5], [4, 2])]
 
@@ -104,7 +104,7 @@ def read(batch):
 
 def test_sft_packs_every_sample_once_an_epoch_in_one_shape():
     data, epochs = samples(21), Epochs((21,), batch=8, epochs=2, seed=0)
-    at = batches.sft([data], epochs, pad=0, normalize="sequence", max_length=128)
+    at = batches.sft([data], epochs, pad=0, normalize="sequence", max_length=128, packing=Packing())
     made = [at(step) for step in range(epochs.steps)]
     assert len({batch.rows.tokens.shape + batch.places.shape for batch in made}) == 1
     assert made[0].rows.tokens.size < sum(batches.bucket(len(p) + len(a)) for p, a in data[:8]) * 2
@@ -115,9 +115,15 @@ def test_sft_packs_every_sample_once_an_epoch_in_one_shape():
         assert sum(batch.units.sum() for batch in epoch) == 21
 
 
+def test_rows_are_longer_where_attention_costs_little():
+    data = [([3] * n, [4] * 10 + [2]) for n in (69, 49, 49, 49, 49, 49, 49)]  # 80 tokens, and six times 60
+    made = [batches.sft([data], Epochs((7,), 7, 1, 0), 0, "token", 128, Packing(even))(0) for even in (1e9, 0.0)]
+    assert [batch.rows.tokens.shape for batch in made] == [(4, 128), (7, 96)]
+
+
 def test_sft_rows_fall_into_equal_groups_and_microbatches():
     sets = [samples(9), samples(2, seed=1)]
-    at = batches.sft(sets, Epochs((9, 2), 4, 1, 0), pad=0, normalize="token", max_length=128, multiple=3)
+    at = batches.sft(sets, Epochs((9, 2), 4, 1, 0), pad=0, normalize="token", max_length=128, packing=Packing(multiple=3))
     first, second = at(0), at(1)
     half = first.units.shape[0] // 2
     assert half % 3 == 0 and first.units[half:].sum() == sum(len(answer) for _, answer in sets[1])
@@ -134,7 +140,7 @@ def test_scoring_covers_all_rows_longest_first():
 
 def test_comparisons_are_packed_once_an_epoch_in_one_shape():
     data, epochs = [(prompt + answer, i % 2) for i, (prompt, answer) in enumerate(samples(21))], Epochs((21,), batch=8, epochs=2, seed=0)
-    at = batches.classes(data, epochs, pad=0, multiple=2)
+    at = batches.classes(data, epochs, pad=0, packing=Packing(multiple=2))
     made = [at(step) for step in range(epochs.steps)]
     assert len({batch.rows.tokens.shape + batch.last.shape for batch in made}) == 1
     assert made[0].rows.tokens.shape[0] < 8 and made[0].rows.tokens.shape[0] % 2 == 0

@@ -177,6 +177,12 @@ def test_an_interrupted_run_says_how_to_go_on(run, monkeypatch):
     assert run() == (130, "stopped; the same command continues\n")
 
 
+def test_a_traceback_can_be_had(run):
+    assert run("--config.dpo.samples=3")[0] == 2
+    with pytest.raises(ValueError, match="dpo.samples: wanted an even number"):
+        run("--config.dpo.samples=3", "--traceback")
+
+
 def test_a_faulty_config_file_keeps_its_traceback(run, tmp_path):
     (tmp_path / "mine.py").write_text("from configs import base\ndef get_config():\n    return base.get_confg()\n")
     with pytest.raises(AttributeError, match="get_confg"):

@@ -107,6 +107,14 @@ def test_bad_stages_are_refused(tmp_path, stage):
         Store(tmp_path).run(stage, forbidden)
 
 
+@pytest.mark.parametrize("text", ["", "{}", "[1]", None])
+def test_a_damaged_about_is_named(tmp_path, text):
+    path = Path(Store(tmp_path).run(STAGE, build).folder) / store.ABOUT
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(ValueError, match=f"{store.ABOUT} is damaged.*start again: the stage is then rebuilt"):
+        Store(tmp_path).find(STAGE)
+
+
 @pytest.mark.parametrize("name", [store.MANIFEST, store.ABOUT, "link"])
 def test_reserved_names_and_links_are_refused(tmp_path, name):
     def bad(folder: Path):

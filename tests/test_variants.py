@@ -12,7 +12,10 @@ from conftest import every_label_usable, make_tiny_config
 from configs import quickstart
 from ilr_jax import rounds
 from ilr_jax.files import read_json
+from ilr_jax.lab import Lab
+from ilr_jax.sample.rollout import SamplingSettings
 from ilr_jax.tasks import wordmath
+from ilr_jax.types import Answer, Label
 
 
 def half_right(self, answers, examples):
@@ -80,8 +83,22 @@ def test_three_folds(variant):
 
 
 def test_sampled_proposals(variant):
-    ilr = variant(method="ilr", feedback="oracle", decoding__labels="sample", decoding__proposals="sample")["ilr"][1]
+    ilr = variant(method="ilr", feedback="oracle", decoding__labels="beam", decoding__proposals="sample")["ilr"][1]
     assert ilr["agreed"] + ilr["unread"] + ilr["compared"] == 12
+
+
+@pytest.mark.parametrize("drawn", ["labels", "proposals"])
+def test_labels_and_proposals_are_decoded_as_each_is_told(tiny_config, tmp_path, monkeypatch, drawn):
+    tiny_config.decoding.update({"labels": "beam", "proposals": "beam"} | {drawn: "sample"})
+    lab, how = Lab(tiny_config, tmp_path), {}
+    labels = [Label(example.id, example.reference, "weak") for example in lab.d2]
+    monkeypatch.setattr("ilr_jax.lab.fine_tune", lambda *_: None)
+    monkeypatch.setattr("ilr_jax.lab.answer", lambda bench, model, name, groups, settings, *_, purpose: how.setdefault(name, settings))
+    monkeypatch.setattr("ilr_jax.lab.answers_of", lambda _: [Answer(label.example_id, 0, 0, "", 0.0, True) for label in labels])
+    lab.weak_labels()
+    lab.propose(labels, 1)
+    sampled = [name for name, settings in how.items() if isinstance(settings, SamplingSettings)]
+    assert len(how) == 2 and sampled == ["weak-labels" if drawn == "labels" else "proposals"]
 
 
 def test_gsm8k_from_a_saved_folder_with_every_method(variant, tmp_path):

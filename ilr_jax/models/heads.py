@@ -1,4 +1,4 @@
-"""The two-class head of the evaluator: a linear read-out of the hidden state at a row's last real token (HF `score`, no bias).
+"""The two-class head of the evaluator: a linear read-out of the hidden state at a text's last token (HF `score`, no bias).
 
 Not here: its loss (`train.losses`) and its file (`hf.load_classifier`).
 """

@@ -54,6 +54,11 @@ def sizes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     }
 
 
+def even_length(config: ModelConfig) -> float:
+    """Tokens of a row at which attention over all of it takes as many multiplications as the linear layers."""
+    return sum(i * o for i, o in sizes(config).values()) / (2 * config.num_heads * config.head_dim)
+
+
 @partial(jax.jit, static_argnums=(0, 1))
 def init(config: ModelConfig, lora: Lora, keys: Key[Array, " K"]) -> dict[str, dict[str, Array]]:
     """Float32 adapters for `keys` [K], one key each: `a` uniform in +-1/sqrt(in), `b` zero, so that they change nothing yet."""

@@ -54,14 +54,14 @@ def _inside(folder: Path, name: Any) -> Path:
     if not plain or not path.resolve().is_relative_to(root):
         raise ValueError(f"{folder}: {name!r} is not a plain file name inside the folder; weight files must lie beside their index")
     if not path.is_file():
-        raise ValueError(f"{path} is missing or not a regular file; download the folder again")
+        raise ValueError(f"{path} is missing or not a regular file; download the folder again, or choose a model that has it")
     return path
 
 
 def _files(folder: Path, stem: str) -> list[Path]:
     index = folder / f"{stem}.safetensors.index.json"
     if not index.exists():
-        if not (folder / f"{stem}.safetensors").exists() and (other := sorted(folder.glob("*.bin"))):
+        if not (folder / f"{stem}.safetensors").exists() and (other := sorted(folder.glob(f"*{stem}*.bin"))):
             raise ValueError(f"{folder}: wanted {stem}.safetensors, found {other[0].name}; save the model anew with save_pretrained")
         return [_inside(folder, f"{stem}.safetensors")]
     names = read_json(index).get("weight_map")

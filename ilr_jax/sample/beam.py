@@ -43,7 +43,7 @@ class BeamSettings:
     length: str = "total"
     prompts: int = 64
     chunk: int = 32
-    bucket: int = 64
+    bucket: int = 128
 
     def __post_init__(self):
         for name in ("max_new_tokens", "width", "prompts", "chunk", "bucket"):
@@ -190,7 +190,7 @@ def _choose(state: Beams, logits: Float[Array, "N V"], settings: BeamSettings, e
 def advance(
     config: ModelConfig, dtype: DTypeLike, settings: BeamSettings, eos: tuple[int, ...], weights: Any, state: Beams, wanted: Any
 ) -> tuple[Beams, Bool[Array, " G"], Result]:
-    """Up to `chunk` steps, fewer if no slot is busy or a group has the free slots `wanted` [K]; which are free, and the best of each."""
+    """Up to `chunk` steps, fewer if no slot is busy or prompts, `wanted` slots a group [K], have room; which are free, and the best of each."""
     params, adapters = weights
     model = decoder.bind(config, params)
     layers = slots.layers(model, adapters)

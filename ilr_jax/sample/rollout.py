@@ -35,7 +35,7 @@ class SamplingSettings:
     n: int = 1
     slots: int = 128
     chunk: int = 32
-    bucket: int = 64
+    bucket: int = 128
 
     def __post_init__(self):
         sampling.check(self.temperature, self.top_k, self.top_p)
@@ -97,7 +97,7 @@ def admit(
 def advance(
     config: ModelConfig, dtype: DTypeLike, rule: sampling.Rule, eos: tuple[int, ...], chunk: int, weights: Any, state: Samples, wanted: Any
 ) -> tuple[Samples, Bool[Array, " N"], Result]:
-    """Up to `chunk` steps, fewer if no slot is busy or a group has the free slots `wanted` [K]; which are free, and what stands in all."""
+    """Up to `chunk` steps, fewer if no slot is busy or prompts, `wanted` slots a group [K], have room; which are free, and what is in all."""
     params, adapters = weights
     model, steps = decoder.bind(config, params), jnp.arange(state.tokens.shape[1])[None, :]
     layers, noise = slots.layers(model, adapters), sampling.uniforms(state.keys, state.drawn, chunk)

@@ -76,7 +76,7 @@ def layers(model: Decoder, adapters: Any) -> Unstacked | None:
 
 
 def worth_filling(free: Int[Any, " K"], wanted: Int[Any, " K"]) -> Bool[Any, ""]:
-    """Whether half of the adapters' groups that have prompts left have the free slots that are `wanted` there for the next of them.
+    """Whether at least half of the adapters' groups that have prompts left have the free slots `wanted` for the next of them.
 
     A prefill computes rows for every group, so with many adapters one that is asked for by a single group is mostly padding.
     """

@@ -108,9 +108,7 @@ class GSM8K(Grading):
 
 
 def _rows(path: str | None, split: str) -> Any:
-    """One split with the two columns, not empty; imports `datasets` late because only this task needs it."""
-    import datasets
-
+    """One split with the two columns, not empty; `datasets` is imported late because only this task needs it."""
     where = path or HUB[0]
     rows: Any = _saved(_folder(Path(path), split)) if path else _fetched(split)
     if missing := [column for column in COLUMNS if column not in rows.column_names]:
@@ -126,7 +124,7 @@ def _saved(folder: Path) -> Any:
     try:
         return datasets.load_from_disk(str(folder))
     except (OSError, ValueError) as error:  # pyarrow's errors among them
-        raise ValueError(f"{folder} cannot be read ({error}); the folder is damaged, save it again") from error
+        raise ValueError(f"{folder} cannot be read ({error}); if it is damaged, save it again") from error
 
 
 def _fetched(split: str) -> Any:

@@ -84,7 +84,7 @@ def token_log_probs(
     return _frozen(picked, table, targets, chunk)
 
 
-def by_adapter(values: Float[Array, "N *M"], k: int) -> Float[Array, " K"]:
+def by_adapter(values: Float[Array, "*N"], k: int) -> Float[Array, " K"]:
     """Sums over the rows of each of the k adapters."""
     return values.reshape(k, -1).sum(axis=1)
 

@@ -219,5 +219,5 @@ def class_probabilities(setup: Setup) -> Callable[[Trainable, Mapping, ClassBatc
 
 @cache
 def class_evaluation(setup: Setup) -> Callable[[Trainable, Mapping, ClassBatch], Metrics]:
-    """`(trainable, frozen, batch) -> {loss, right, units}` [K], sums over rows: validation loss and accuracy of the evaluator."""
+    """`(trainable, frozen, batch) -> {loss, right, units}` [K], sums over texts: validation loss and accuracy of the evaluator."""
     return jax.jit(lambda tree, frozen, batch: _class_sums(setup, tree, frozen, batch, adapters_in(tree)))

@@ -32,12 +32,13 @@ class Counter:
     def __init__(self, slots: int, copies: int, adapters: int):
         self.slots, self.copies, self.adapters = slots, copies, adapters
         self.prefilled: list[list[int]] = []
-        self.looks = self.busy = 0
+        self.looks = self.busy = self.computed = 0
 
     def blank(self, rows: int, length: int) -> State:
         return State(Cache(Prompt(np.zeros((rows, length)))), np.zeros(rows, int), np.zeros((rows, 2), int))
 
     def admit(self, state: State, fill: Any) -> State:
+        self.computed += len(fill.rows.tokens)
         for row, group in zip(fill.rows.tokens, np.arange(len(fill.rows.tokens)) // (len(fill.rows.tokens) // self.adapters), strict=True):
             if row[0] != 99:
                 assert row[1] == group, "a prompt was prefilled with another adapter"
@@ -81,6 +82,15 @@ def test_every_request_is_answered_once_in_its_own_slots(slots, copies, adapters
 def test_adapters_of_unequal_load():
     requests = [Request([i % 5, 0], 0, i) for i in range(17)] + [Request([3, 2], 2, 99)]
     assert len(Counter(6, 1, 3).run(requests)) == 18
+
+
+def test_many_adapters_wait_for_each_other():
+    """A prefill has rows for all of them, so it is worth it only if many of these are used."""
+    counter, requests = Counter(30, 1, 10), prompts(300, 10)
+    assert len(counter.run(requests)) == 300 and len(counter.prefilled) / counter.computed > 0.5
+    counter = Counter(10, 1, 5)
+    unequal = [Request([i % 7, k], k, 100 * k + i) for k, n in enumerate((17, 3, 9, 1, 5)) for i in range(n)]
+    assert counter.run(unequal) == [[[request.tokens[0], 0]] for request in unequal]
 
 
 def test_freed_slots_are_taken_while_others_work():

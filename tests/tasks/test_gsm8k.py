@@ -137,7 +137,7 @@ def test_a_damaged_folder_is_named(tmp_path):
     path = save(tmp_path, ROWS)
     for data in (tmp_path / "train").glob("*.arrow"):
         data.write_bytes(data.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"train cannot be read .*; the folder is damaged, save it again"):
+    with pytest.raises(ValueError, match=r"train cannot be read .*; if it is damaged, save it again"):
         gsm8k.GSM8K(path=path).train()
 
 

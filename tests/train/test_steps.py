@@ -15,7 +15,7 @@ import tiny_runs as tiny
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ilr_jax import batches
-from ilr_jax.batches import Epochs
+from ilr_jax.batches import Epochs, Packing
 from ilr_jax.train import state as states
 from ilr_jax.train import steps
 from ilr_jax.train.optimizer import OptimizerConfig
@@ -139,11 +139,22 @@ def test_samples_packed_into_rows_give_the_same_step(normalize):
         ([int(t) for t in rng.integers(0, tiny.VOCAB, n)], [int(t) for t in rng.integers(0, tiny.VOCAB, 1 + n // 3)])
         for n in (9, 20, 4, 13)
     ]
-    packed = batches.sft([data], Epochs((4,), 4, 1, 0), 0, normalize, 64)(0)
+    packed = batches.sft([data], Epochs((4,), 4, 1, 0), 0, normalize, 64, Packing())(0)
     assert packed.rows.segments.max() > 1
     step = steps.sft_step(tiny.SETUP, ADAMW)
     results = [step(start(), tiny.base(), batch) for batch in (packed, batches.completions(data, 0, normalize))]
     assert_close(*results)
+
+
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_comparisons_packed_into_rows_give_the_same_step(microbatches):
+    rng = np.random.default_rng(5)
+    data = [([int(t) for t in rng.integers(0, tiny.VOCAB, n)], i % 2) for i, n in enumerate((12, 26, 5, 17, 9))]
+    packed = batches.classes(data, Epochs((5,), 5, 1, 0), 0, Packing(multiple=2))(0)
+    assert packed.rows.segments.max() > 1 and packed.last.shape[1] > 1
+    step = steps.evaluator_step(replace(tiny.SETUP, microbatches=microbatches), ADAMW)
+    (_, alone), *_ = batches.scoring(data, 6, 0)
+    assert_close(*(step(start(head=True), tiny.base(), batch) for batch in (packed, alone)))
 
 
 def test_four_devices_give_the_same_step():
