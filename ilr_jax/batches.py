@@ -1,8 +1,8 @@
 """Labels, comparisons and preferences as padded batches in numpy.
 
-Every batch is a pure function of (data, seed, step), so resuming at a step needs no iterator state. Shapes are few, so that each jitted step
-compiles once or a few times: packed rows have one length for a whole run, others one out of a short list. With K data sets (one per adapter)
-the rows of data set k are the k-th group of the batch; one that is used up gives empty rows (units 0), which leave its adapter untouched.
+Every batch is a pure function of (data, seed, step), so resuming at a step needs no iterator state. Shapes are few, so that each jitted
+step compiles once or a few times: packed rows have one length for a whole run, others one out of a short list. With K data sets (one per
+adapter) the rows of data set k are the k-th group of the batch; one that is used up gives empty rows, which leave its adapter untouched.
 """
 
 from collections.abc import Callable, Iterator, Sequence

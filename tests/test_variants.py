@@ -15,7 +15,7 @@ from ilr_jax.files import read_json
 from ilr_jax.lab import Lab
 from ilr_jax.sample.rollout import SamplingSettings
 from ilr_jax.tasks import wordmath
-from ilr_jax.types import Answer, Label
+from ilr_jax.types import Answer, Artifact, Label
 
 
 def half_right(self, answers, examples):
@@ -92,8 +92,14 @@ def test_labels_and_proposals_are_decoded_as_each_is_told(tiny_config, tmp_path,
     tiny_config.decoding.update({"labels": "beam", "proposals": "beam"} | {drawn: "sample"})
     lab, how = Lab(tiny_config, tmp_path), {}
     labels = [Label(example.id, example.reference, "weak") for example in lab.d2]
-    monkeypatch.setattr("ilr_jax.lab.fine_tune", lambda *_: None)
-    monkeypatch.setattr("ilr_jax.lab.answer", lambda bench, model, name, groups, settings, *_, purpose: how.setdefault(name, settings))
+    done = Artifact("", "", {"digest": ""})
+
+    def answer(bench, model, name, groups, settings, *_, purpose) -> Artifact:
+        how[name] = settings
+        return done
+
+    monkeypatch.setattr("ilr_jax.lab.fine_tune", lambda *_: done)
+    monkeypatch.setattr("ilr_jax.lab.answer", answer)
     monkeypatch.setattr("ilr_jax.lab.answers_of", lambda _: [Answer(label.example_id, 0, 0, "", 0.0, True) for label in labels])
     lab.weak_labels()
     lab.propose(labels, 1)

@@ -190,7 +190,7 @@ def _choose(state: Beams, logits: Float[Array, "N V"], settings: BeamSettings, e
 def advance(
     config: ModelConfig, dtype: DTypeLike, settings: BeamSettings, eos: tuple[int, ...], weights: Any, state: Beams, wanted: Any
 ) -> tuple[Beams, Bool[Array, " G"], Result]:
-    """Up to `chunk` steps, fewer if no slot is busy or prompts, `wanted` slots a group [K], have room; which are free, and the best of each."""
+    """Up to `chunk` steps, fewer if none is busy or prompts, `wanted` slots a group [K], have room; who is free, and the best of each."""
     params, adapters = weights
     model = decoder.bind(config, params)
     layers = slots.layers(model, adapters)

@@ -97,7 +97,7 @@ def admit(
 def advance(
     config: ModelConfig, dtype: DTypeLike, rule: sampling.Rule, eos: tuple[int, ...], chunk: int, weights: Any, state: Samples, wanted: Any
 ) -> tuple[Samples, Bool[Array, " N"], Result]:
-    """Up to `chunk` steps, fewer if no slot is busy or prompts, `wanted` slots a group [K], have room; which are free, and what is in all."""
+    """Up to `chunk` steps, fewer if none is busy or prompts, `wanted` slots a group [K], have room; which are free, and what is in all."""
     params, adapters = weights
     model, steps = decoder.bind(config, params), jnp.arange(state.tokens.shape[1])[None, :]
     layers, noise = slots.layers(model, adapters), sampling.uniforms(state.keys, state.drawn, chunk)
