@@ -82,6 +82,7 @@ class Epochs:
 
     @property
     def per_epoch(self) -> tuple[int, ...]:
+        """Optimiser steps of each data set in an epoch."""
         return tuple(-(-size // self.batch) for size in self.sizes)
 
     @property
@@ -91,6 +92,7 @@ class Epochs:
 
     @property
     def steps(self) -> int:
+        """Steps until the largest data set is used up."""
         return max(self.totals)
 
     def at(self, step: int) -> list[list[int]]:

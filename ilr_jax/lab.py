@@ -61,14 +61,17 @@ class Lab:
         self.model("strong").check_prompts(self.tests)
 
     def relative(self, artifact: Artifact, file: str) -> str:
+        """The path of an artifact's file within the workdir, as records name it."""
         return (Path(artifact.folder) / file).relative_to(self.workdir).as_posix()
 
     # What is right: for reports, oracles and the evaluator's data only.
 
     def grade(self, answers: Sequence[Answer]) -> Bool[np.ndarray, " n"]:
+        """Which answers are right."""
         return self.task.grade([a.text for a in answers], [self.examples[a.example_id] for a in answers])
 
     def grade_labels(self, labels: Sequence[Label]) -> Bool[np.ndarray, " n"]:
+        """Which labels are right."""
         return self.task.grade([label.text for label in labels], [self.examples[label.example_id] for label in labels])
 
     # How answers are made.
@@ -124,6 +127,7 @@ class Lab:
         return evaluators.train(self.bench, self.model("evaluator"), pairs.both_orders(train), pairs.both_orders(held_out))
 
     def score_fn(self, evaluator: Artifact) -> judge.ScoreFn:
+        """The trained evaluator as a function of (question, A, B)."""
         return evaluators.score_fn(self.bench, self.model("evaluator"), evaluator)
 
     # Fine-tuning on labels, and the test split.

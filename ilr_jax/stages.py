@@ -45,6 +45,7 @@ class Bench:
 
     @property
     def lora(self) -> Lora:
+        """The adapters' shape, of SFT and DPO."""
         return Lora(self.config.lora.rank, self.config.lora.alpha)
 
     @property
@@ -60,16 +61,20 @@ class Bench:
             raise ValueError(f"compute.attention='cudnn': wanted an NVIDIA GPU and bfloat16, got {got}; use 'gemm' or 'xla'")
 
     def setup(self, model: Model, lora: Lora | None = None) -> Setup:
+        """What the training steps of `model` are compiled for."""
         c = self.config.compute
         return Setup(model.config, lora, self.dtype, attention=c.attention, remat=c.remat, microbatches=c.microbatches)
 
     def optimizer(self, section: Config) -> OptimizerConfig:
+        """The optimiser of a role (`weak`, `strong`, `evaluator`, `dpo`)."""
         return OptimizerConfig(section.optimizer, section.learning_rate, warmup=self.config.sft.warmup)
 
     def packing(self, model: Model) -> Packing:
+        """How training rows of `model` are laid out."""
         return Packing(lora.even_length(model.config), self.config.compute.microbatches)
 
     def random_key(self) -> jax.Array:
+        """The key of the config's seed."""
         return jax.random.key(self.config.seed)
 
     def run(self, name: str, settings: Mapping[str, Any], inputs: Mapping[str, str], build: Build) -> Artifact:
@@ -85,6 +90,7 @@ class Bench:
         return artifact
 
     def say(self, line: str) -> None:
+        """Print a line that says which part of the experiment it is about."""
         print(f"{self.place}: {line}" if self.place else line, flush=True)
 
 
@@ -211,6 +217,7 @@ def _request_id(purpose: str, k: int, example: Example) -> int:
 
 
 def answers_of(artifact: Artifact) -> list[Answer]:
+    """The rows that `answer` wrote."""
     return read_rows(Path(artifact.folder) / "answers.jsonl", Answer)
 
 

@@ -38,6 +38,7 @@ class Part(NamedTuple):
     segments: Int[Array, "G S"]
 
     def layer(self, i: int, seen: Bool[Array, "G M S"] | None = None) -> KeyValues:
+        """What queries of layer i may attend to."""
         return KeyValues(self.k[i], self.v[i], self.positions, self.segments, seen)
 
 

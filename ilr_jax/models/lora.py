@@ -37,6 +37,7 @@ class Lora:
 
     @property
     def scale(self) -> float:
+        """What (x A) B is multiplied by."""
         return self.alpha / self.rank
 
 

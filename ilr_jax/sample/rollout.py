@@ -45,6 +45,7 @@ class SamplingSettings:
 
     @property
     def rule(self) -> sampling.Rule:
+        """(temperature, top_k, top_p)."""
         return self.temperature, self.top_k, self.top_p
 
 
