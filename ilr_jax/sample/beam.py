@@ -43,7 +43,7 @@ class BeamSettings:
     length: str = "total"
     prompts: int = 64
     chunk: int = 32
-    bucket: int = 128
+    bucket: int = 64
 
     def __post_init__(self):
         for name in ("max_new_tokens", "width", "prompts", "chunk", "bucket"):

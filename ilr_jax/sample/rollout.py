@@ -35,7 +35,7 @@ class SamplingSettings:
     n: int = 1
     slots: int = 128
     chunk: int = 32
-    bucket: int = 128
+    bucket: int = 64
 
     def __post_init__(self):
         sampling.check(self.temperature, self.top_k, self.top_p)
