@@ -2,8 +2,9 @@
 
 Command:   make quickstart     (or: ilr demo; or: python -m ilr_jax.main --config=configs/quickstart.py --workdir=runs/quickstart)
 Hardware:  two CPU cores
-Hours:     not measured yet on an idle machine
-Expected:  docs/results.md: ILR improves the labels round by round, and the test accuracy over SFT's; so does DPO
+Hours:     10 minutes
+Expected:  docs/results.md: ILR improves the labels round by round and ends about 10 points of test accuracy above SFT, 5 or 6 above naive
+           refinement and DPO, on average over seeds
 """
 
 from configs import base
