@@ -7,6 +7,7 @@ adapter) the rows of data set k are the k-th group of the batch; one that is use
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 import numpy as np
@@ -28,7 +29,7 @@ def rows_of(texts: Sequence[Sequence[Sequence[int]]], pad: int, length: int) -> 
     """Rows of one or several documents each, right-padded, and where each document begins."""
     tokens = np.full((len(texts), length), pad, np.int32)
     segments, positions = (np.zeros_like(tokens) for _ in range(2))
-    starts = [[sum(map(len, row[:j])) for j in range(len(row))] for row in texts]
+    starts = [[0, *accumulate(map(len, row))][:-1] for row in texts]
     for i, row in enumerate(texts):
         for number, (start, ids) in enumerate(zip(starts[i], row, strict=True), 1):
             here = slice(start, start + len(ids))
@@ -159,6 +160,7 @@ def sft(
     width = bucket(max(sum(len(answer) for _, answer in row) for rows in packed for row in rows))
 
     def at(step: int) -> Batch:
+        """The rows of all data sets at this step."""
         groups = packed[step * len(sets) : (step + 1) * len(sets)]
         return documents(_filled(groups, count, []), pad, normalize, length, width)
 
@@ -224,6 +226,7 @@ def preferences(data: Sequence[Preference], epochs: Epochs, pad: int, max_length
     blank = Preference(([], []), ([], []), 0.0, 0.0)
 
     def at(step: int) -> PairBatch:
+        """The pairs of this step, both sides in one shape."""
         group = _filled([[data[i] for i in epochs.at(step)[0]]], epochs.batch, blank)
         chosen, rejected = ([getattr(p, side) for p in group] for side in ("chosen", "rejected"))
         both = completions(chosen + rejected, pad, "token", max_length)

@@ -37,6 +37,7 @@ def train(bench: Bench, model: Model, train: Comparisons, held_out: Comparisons)
     settings = {"optimizer": asdict(optimizer), "epochs": section.epochs, "patience": section.patience, "batch": section.batch}
 
     def build(folder: Path) -> Mapping[str, Any]:
+        """Train, and keep the best state."""
         pad, size = model.tokenizer.pad, bench.config.compute.score_batch
         rows, checks = (
             list(zip(model.tokenizer.comparisons([r[:3] for r in part]), [r[3] for r in part], strict=True)) for part in (train, held_out)

@@ -106,6 +106,7 @@ def fine_tune(
     settings |= {"snapshots": snapshots}
 
     def build(folder: Path) -> Mapping[str, Any]:
+        """Train the adapters, and gather the snapshots."""
         c = bench.config.sft
         data = [tokenised(model, pairs) for pairs in sets]
         epochs = Epochs(tuple(len(samples) for samples in data), c.batch, section.epochs, bench.config.seed)
@@ -176,6 +177,7 @@ def answer(
     }
 
     def build(folder: Path) -> Mapping[str, Any]:
+        """Ask, and write the answers as rows."""
         tokens = model.tokenizer
         prompts = tokens.prompts([example.prompt for _, example in asked])
         requests = [Request(ids, k, _request_id(purpose, k, example)) for ids, (k, example) in zip(prompts, asked, strict=True)]
@@ -229,6 +231,7 @@ def optimise(bench: Bench, model: Model, policy: Artifact, chosen: Sequence[Pair
     settings |= {"lora": asdict(bench.lora), "max_length": bench.config.sft.max_length}
 
     def build(folder: Path) -> Mapping[str, Any]:
+        """Train on from the policy."""
         start = load_adapters(bench, model, Path(policy.folder) / ADAPTERS, 1)
         setup, pad = bench.setup(model, bench.lora), model.tokenizer.pad
         data = _with_reference(bench, model, start, chosen)

@@ -104,6 +104,7 @@ def advance(
     layers, noise = slots.layers(model, adapters), sampling.uniforms(state.keys, state.drawn, chunk)
 
     def step(i: Array, s: Samples) -> Samples:
+        """One token more in every busy slot."""
         busy, logits = s.left > 0, model.logits(s.hidden)
         token = sampling.draw(logits, noise[i], *rule)
         ended = busy & jnp.isin(token, jnp.array(eos))

@@ -108,7 +108,7 @@ class GSM8K(Grading):
 
 
 def _rows(path: str | None, split: str) -> Any:
-    """One split with the two columns, not empty; `datasets` is imported late because only this task needs it."""
+    """One split with the two columns, not empty."""
     where = path or HUB[0]
     rows: Any = _saved(_folder(Path(path), split)) if path else _fetched(split)
     if missing := [column for column in COLUMNS if column not in rows.column_names]:
@@ -119,6 +119,7 @@ def _rows(path: str | None, split: str) -> Any:
 
 
 def _saved(folder: Path) -> Any:
+    """One split that `save_to_disk` wrote; `datasets` is imported late because only this task needs it."""
     import datasets
 
     try:

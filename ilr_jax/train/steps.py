@@ -129,6 +129,7 @@ def _step(setup: Setup, optimizer: OptimizerConfig, objective: Objective, units:
     """A step from an objective (per adapter: the loss's sum, and sums of metrics) and the rows' units, whose sum divides them."""
 
     def step(state: TrainState, frozen: Mapping, batch: Any) -> tuple[TrainState, Metrics]:
+        """One optimiser step on the batch."""
         k = adapters_in(state.trainable)
         total = losses.by_adapter(jnp.asarray(units(batch)), k)
         share = jnp.where(total > 0, 1 / jnp.where(total > 0, total, 1), 0)
