@@ -94,26 +94,29 @@ class Decoder(nnx.Module):
         """Hidden states of the next T tokens of each row, and the cache with them written at its cursor (segment 1); T is 1 in a ring.
 
         `layers` comes from `unstack`, called outside a loop over steps. Where rows share the generated part (T = 1), `ancestors` are the
-        entries that a row continues, its own new one included.
+        entries that a row continues.
         """
-        segments = jnp.ones_like(positions)
-        done, put = cache.generated, lambda old, new, axis: write(old, new, cache.cursor, axis)
-        part = Part((), (), put(done.positions, positions, 1), put(done.segments, segments, 1))
+        segments, done = jnp.ones_like(positions), cache.generated
         see = lambda keys: visible(positions, segments, keys, self.config.window)
-        own = see(part) if ancestors is None else see(part) & ancestors.reshape(part.positions.shape[0], -1, ancestors.shape[1])
+        before = see(done) if ancestors is None else see(done) & ancestors.reshape(done.positions.shape[0], -1, ancestors.shape[1])
         # The barrier keeps these from being computed again inside the fusions of every layer.
-        angles, seen, own = jax.lax.optimization_barrier((rope_angles(self.config, positions), see(cache.prompt), own))
-        x = self._embed(tokens, dtype)
-        placed = part.positions, part.segments
+        angles, seen, before = jax.lax.optimization_barrier((rope_angles(self.config, positions), see(cache.prompt), before))
+        x, new = self._embed(tokens, dtype), []
         for i, (layer, adapter) in enumerate(layers or self.unstack(adapters)):
 
             def remember(k, v, i=i):
-                new = KeyValues(put(done.k[i], k, 3), put(done.v[i], v, 2), *placed, own)
-                return (cache.prompt.layer(i, seen), new), new
+                return (cache.prompt.layer(i, seen), done.layer(i, before), KeyValues(k, v, positions, segments)), (k, v)
 
-            x, new = layer(x, angles, positions, segments, remember, adapter, "gemm")
-            part = part._replace(k=(*part.k, new.k), v=(*part.v, new.v))
-        return self.norm(x), Cache(cache.prompt, part, cache.cursor + tokens.size // done.positions.shape[0])
+            x, kept = layer(x, angles, positions, segments, remember, adapter, "gemm")
+            new.append(kept)
+        x = self.norm(x)
+        # Writes are in place only if they come after all reads. A barrier orders nothing on a CPU, so the index waits: no x is below -inf.
+        cursor = cache.cursor + (x.ravel()[0] < -jnp.inf)
+        put = lambda old, new, axis: write(old, new, cursor, axis)
+        k = tuple(put(old, k, 3) for old, (k, _) in zip(done.k, new, strict=True))
+        v = tuple(put(old, v, 2) for old, (_, v) in zip(done.v, new, strict=True))
+        part = Part(k, v, put(done.positions, positions, 1), put(done.segments, segments, 1))
+        return x, Cache(cache.prompt, part, cache.cursor + tokens.size // done.positions.shape[0])
 
     def unstack(self, adapters: Mapping[str, Any] | None = None) -> Unstacked:
         """The layers one by one, each with its adapters."""

@@ -174,9 +174,8 @@ def _choose(state: Beams, logits: Float[Array, "N V"], settings: BeamSettings, e
     pool = _finish(state, found, settings)
     log_prob, best = jax.lax.top_k(jnp.where(found.hit, NOTHING, found.log_prob), settings.width)
     parent, token = _pick(found.parent, best), _pick(found.token, best)
-    cells = jnp.arange(state.ancestors.shape[2])[None, :] == state.cache.cursor + jnp.arange(settings.width)[:, None]
     state = state._replace(
-        ancestors=_pick(state.ancestors, parent) | cells[None],
+        ancestors=_pick(state.ancestors, parent),
         log_prob=log_prob,
         tokens=_grown(state.tokens, state.drawn, parent, token),
         drawn=state.drawn + 1,
@@ -200,7 +199,9 @@ def advance(
         s, token = _choose(s, model.logits(s.hidden.reshape(-1, config.hidden_size)), settings, eos)
         ancestors = s.ancestors.reshape(positions.shape[0], -1)
         hidden, cache = model.step(token.reshape(-1, 1), positions, s.cache, adapters, dtype=dtype, layers=layers, ancestors=ancestors)
-        return s._replace(cache=cache._replace(cursor=cache.cursor % ancestors.shape[1]), hidden=hidden.reshape(s.hidden.shape))
+        written = jnp.arange(ancestors.shape[1])[None, :] == s.cache.cursor + jnp.arange(settings.width)[:, None]
+        cache = cache._replace(cursor=cache.cursor % ancestors.shape[1])
+        return s._replace(cache=cache, hidden=hidden.reshape(s.hidden.shape), ancestors=s.ancestors | written[None])
 
     go = lambda carry: (carry[0] < settings.chunk) & slots.busy(carry[1].done, wanted)
     _, state = jax.lax.while_loop(go, lambda carry: (carry[0] + 1, step(carry[1])), (jnp.zeros((), jnp.int32), state))
