@@ -35,5 +35,6 @@ def get_config():
     config.dpo.learning_rate = 3e-5  # a hundredth of SFT's, as in the paper
     config.dpo.samples = 2  # one pair a question, near ILR's number of comparisons; the paper draws 6
     config.compute.remat = "dots"  # on a CPU, computing activations again is faster than fetching them from memory
+    config.compute.score_batch = 16  # and small batches stay in its caches
     config.compute.microbatches = 4
     return config
