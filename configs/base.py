@@ -8,6 +8,15 @@ from ml_collections import ConfigDict
 def get_config() -> Any:
     """The base config; locked, so that only fields that stand here can be set."""
     config = ConfigDict()
+    _method(config)
+    _models(config)
+    _feedback(config)
+    _compute(config)
+    config.lock()
+    return config
+
+
+def _method(config: ConfigDict) -> None:
     config.method = "ilr"  # sft | ilr | naive | dpo; several, separated by commas, share their common stages
     config.feedback = "evaluator"  # evaluator (unreliable) | oracle (grades of the task)
     config.demos = "weak"  # weak (the supervisor's labels) | correct (only those graded right)
@@ -25,6 +34,8 @@ def get_config() -> Any:
     config.task.seed = 0  # wordmath: which problems are drawn
     config.task.grader = "numeric"  # numeric | released (the released code's string comparison)
 
+
+def _models(config: ConfigDict) -> None:
     config.weak = ConfigDict()  # the supervisor whose answers are the unreliable demonstrations
     config.weak.model = "google/gemma-2b"  # Hub id, local folder, or embedded:NAME
     config.weak.optimizer = "adamw"  # adamw | adafactor | rmsprop
@@ -47,6 +58,16 @@ def get_config() -> Any:
     config.lora.rank = 64
     config.lora.alpha = 128.0
 
+    config.decoding = ConfigDict()
+    config.decoding.labels = "beam"  # the supervisor's answers: beam | sample
+    config.decoding.proposals = "beam"  # beam | sample
+    config.decoding.temperature = 1.0  # where they are sampled
+    config.decoding.beams = 4
+    config.decoding.length_rule = "total"  # beam scores divide by: total (prompt + output, as released) | generated (as transformers)
+    config.decoding.max_new_tokens = 256
+
+
+def _feedback(config: ConfigDict) -> None:
     config.evaluator = ConfigDict()  # the comparison model, trained on the first half of the data
     config.evaluator.model = "google/gemma-2b"
     config.evaluator.optimizer = "adamw"
@@ -57,14 +78,6 @@ def get_config() -> Any:
     config.evaluator.checkpoints = 10  # of the weak model's training, whose answers make the pairs
     config.evaluator.temperature = 0.6  # of those answers
     config.evaluator.validation = 0.1  # share of the pairs
-
-    config.decoding = ConfigDict()
-    config.decoding.labels = "beam"  # the supervisor's answers: beam | sample
-    config.decoding.proposals = "beam"  # beam | sample
-    config.decoding.temperature = 1.0  # where they are sampled
-    config.decoding.beams = 4
-    config.decoding.length_rule = "total"  # beam scores divide by: total (prompt + output, as released) | generated (as transformers)
-    config.decoding.max_new_tokens = 256
 
     config.dpo = ConfigDict()
     config.dpo.optimizer = "rmsprop"
@@ -83,6 +96,8 @@ def get_config() -> Any:
     config.oracle = ConfigDict()
     config.oracle.capped = False  # hold feedback=oracle to alpha too (the released code does not)
 
+
+def _compute(config: ConfigDict) -> None:
     config.compute = ConfigDict()  # how, not what: nothing here changes a result beyond rounding, but for the dtype
     config.compute.dtype = "auto"  # float32 | bfloat16; auto: bfloat16 on accelerators, float32 on CPU
     config.compute.attention = "gemm"  # gemm | xla | cudnn
@@ -93,5 +108,3 @@ def get_config() -> Any:
     config.compute.score_batch = 64  # rows scored at a time
     config.compute.save_every = 60.0  # seconds between training checkpoints
     config.compute.cache = "~/.cache/ilr_jax/xla"  # compiled programs, reused by later runs; empty: none
-    config.lock()
-    return config

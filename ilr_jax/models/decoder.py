@@ -111,7 +111,7 @@ class Decoder(nnx.Module):
             new.append(kept)
         x = self.norm(x)
         # Writes are in place only if they come after all reads. A barrier orders nothing on a CPU, so the index waits: no x is below -inf.
-        cursor = cache.cursor + (x.ravel()[0] < -jnp.inf)
+        cursor = cache.cursor + (x[0, 0, 0] < -jnp.inf)
         put = lambda old, new, axis: write(old, new, cursor, axis)
         k = tuple(put(old, k, 3) for old, (k, _) in zip(done.k, new, strict=True))
         v = tuple(put(old, v, 2) for old, (_, v) in zip(done.v, new, strict=True))
