@@ -137,8 +137,9 @@ class Lab:
         usable = [(self.examples[label.example_id].prompt, label.text) for label in labels if self.task.usable(label.text)]
         if not usable:
             raise ValueError(
-                f"{self.bench.place}: none of the {len(labels)} labels to train on ends in '#### N', so there is nothing to train on; "
-                "train the supervisor longer (weak.epochs, weak.learning_rate) or raise decoding.max_new_tokens"
+                f"{self.bench.place}: wanted labels that {self.task.name} can train on, got none in {len(labels)}, the first: "
+                f"{[x.text[:80] for x in labels[:1]]}; train the supervisor longer (weak.epochs, weak.learning_rate) or raise "
+                "decoding.max_new_tokens"
             )
         return usable
 
