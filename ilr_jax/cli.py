@@ -30,7 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(words[1:])  # its flags are those of ilr_jax.main, which argparse does not know
     arguments = parser().parse_args(words)
     try:
-        return arguments.verb(arguments)
+        code = arguments.verb(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

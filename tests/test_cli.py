@@ -1,6 +1,7 @@
 """Every verb does what its help says; bad input is one message and exit code 2."""
 
 import json
+import os
 import subprocess
 import sys
 import types
@@ -193,3 +194,12 @@ def test_other_exceptions_keep_their_traceback(workdir, monkeypatch):
     monkeypatch.setattr(report, "write", lambda *given: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main(["report", str(workdir)])
+
+
+def test_a_reader_that_leaves_early_is_no_error(workdir):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-c", "import sys; from ilr_jax.cli import main; sys.exit(main())", "status", str(workdir)]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
