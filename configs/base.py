@@ -54,9 +54,10 @@ def _models(config: ConfigDict) -> None:
     config.sft.normalize = "sequence"  # loss: sequence (mean over examples of token means) | token (mean over tokens)
     config.sft.warmup = 0.05  # share of the steps; cosine decay to zero after it. The evaluator and DPO use it too
 
-    config.lora = ConfigDict()  # adapters of SFT and DPO, on every linear layer but the head
+    config.lora = ConfigDict()  # adapters of SFT and DPO
     config.lora.rank = 64
     config.lora.alpha = 128.0
+    config.lora.modules = "all"  # every linear layer but the head | those named, separated by commas: q_proj,v_proj
 
     config.decoding = ConfigDict()
     config.decoding.labels = "beam"  # the supervisor's answers: beam | sample

@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser("ilr", description="Iterative label refinement in JAX.", epilog="example: ilr demo")
     verbs = root.add_subparsers(metavar="VERB", required=True)
     verb = _verb(verbs, "run", run, "run an experiment, or continue it", "ilr run --config=configs/quickstart.py --workdir=runs/quickstart")
-    verb.usage = "ilr run --config=FILE --workdir=DIR [--config.FIELD=VALUE ...]     (all flags: ilr run --helpfull)"
+    verb.usage = "ilr run --config=FILE --workdir=DIR [--config.FIELD=VALUE ...]     (every FIELD: configs/base.py)"
     verb = _verb(verbs, "report", report, "write results.json and report.html, print the table", "ilr report runs/quickstart")
     verb.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="folder of an experiment; several are compared")
     verb.add_argument("--out", metavar="DIR", help="where to write; needed for several workdirs, else the workdir itself")

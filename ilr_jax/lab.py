@@ -45,7 +45,8 @@ class Lab:
 
     def check(self) -> None:
         """Raise ValueError for what would fail later: weights that do not fit their config, a missing reference, a text too long."""
-        self.bench.check_attention()
+        assert self.bench.lora  # a bad module list raises
+        self.bench.check_attention([self.model(role).config for role in ("weak", "strong", "evaluator")])
         most = self.config.sft.max_length
         for role in ("weak", "strong", "evaluator"):
             self.model(role).check_weights()
@@ -57,6 +58,7 @@ class Lab:
             compared = [(e.prompt, reference(e)) for e in self.d1] + [(e.prompt, "") for e in self.d2]
             self.model("evaluator").check_comparisons(compared, self.config.decoding.max_new_tokens)
         self.model("weak").check_prompts([*self.d1, *self.d2], most)
+        self.model("weak").check_prompts(self.tests)
         self.model("strong").check_prompts(self.d2, most)
         self.model("strong").check_prompts(self.tests)
 
@@ -97,6 +99,10 @@ class Lab:
         """The weak supervisor's answers to the second half."""
         name, how = "weak-labels", self._decoded(self.config.decoding.labels)
         return answer(self.bench, self.model("weak"), name, [self.d2], how, self.weak_supervisor(), purpose=name)
+
+    def test_supervisor(self) -> list[Answer]:
+        """The weak supervisor's own answers to the test split, by beam search: what the strong model has to beat."""
+        return answers_of(answer(self.bench, self.model("weak"), "weak-test", [self.tests], self._beam(), self.weak_supervisor()))
 
     def first_labels(self) -> tuple[list[Label], Facts]:
         """The unreliable demonstrations: the weak supervisor's answers to the unlabelled half, or those of them that are right."""

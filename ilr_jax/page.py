@@ -63,6 +63,12 @@ def headline(entry: Row) -> list[str]:
     ]
 
 
+def supervisor(summary: Sequence[Row]) -> str:
+    """The line about the weak supervisors behind all series; empty for runs that do not tell."""
+    known = dict.fromkeys(percent(value) for entry in summary if (value := entry["supervisor_accuracy"]) is not None)
+    return f"the supervisor's own test accuracy: {', '.join(known)}" if known else ""
+
+
 def difference(entry: Row) -> str:
     """A difference of two series as a line of text, in points."""
     ends = interval(entry["interval"], "+") or " (no interval: one number only)"
@@ -84,6 +90,7 @@ def render(
     return environment.get_template("report.html.j2").render(
         rows=rows,
         entries=summary,
+        supervisor=supervisor(summary),
         differences=differences,
         columns=HEADLINE,
         charts=[(title, svg) for field, title in CHARTS.items() if (svg := chart(rows, field))],

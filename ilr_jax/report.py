@@ -20,8 +20,8 @@ from ilr_jax.types import Audit, Label
 
 BASELINE = "sft"
 RIVALS = ("dpo", "naive", "sft")  # what ILR is compared with
-FIELDS = ("test_accuracy", "test_interval", "test_size", "test_right", "label_accuracy", "labels", "evaluator_accuracy")
-FIELDS += ("evaluator_pairs", "agreed", "unread", "compared", "preferences", "replaced", "threshold", "seconds")
+FIELDS = ("test_accuracy", "test_interval", "test_size", "test_right", "supervisor_accuracy", "label_accuracy", "labels")
+FIELDS += ("evaluator_accuracy", "evaluator_pairs", "agreed", "unread", "compared", "preferences", "replaced", "threshold", "seconds")
 
 Row = dict[str, Any]
 
@@ -84,11 +84,13 @@ def differences(rows: Sequence[Row]) -> list[Row]:
 
 def table(rows: Sequence[Row]) -> Table:
     """The summary for a terminal, a row per method."""
-    caption = "\n".join(["[..] 95 % interval; differences in points", *map(page.difference, differences(rows))])
+    summary = summarise(rows)
+    lines = [page.supervisor(summary), "[..] 95 % interval; differences in points", *map(page.difference, differences(rows))]
+    caption = "\n".join(line for line in lines if line)
     result = Table(title="Iterative label refinement", caption=Text(caption), box=None, pad_edge=False, collapse_padding=True)
     for number, column in enumerate(page.HEADLINE):
         result.add_column(column.replace(" ", "\n"), justify="right" if number else "left", overflow="fold")
-    for entry in summarise(rows):
+    for entry in summary:
         result.add_row(*(Text(cell.replace(" [", "\n[")) for cell in page.headline(entry)))  # so that 80 columns are enough
     return result
 
@@ -222,6 +224,7 @@ def _entry(name: str, rows: Sequence[Row], baseline: Sequence[Row] | None) -> Ro
         "rounds": max(row["round"] for row in rows),
         "test_accuracy": _mean(row["test_accuracy"] for row in last.values()),
         "test_interval": _interval(list(last.values())),
+        "supervisor_accuracy": _mean(row["supervisor_accuracy"] for row in first.values()),
         "difference": None if baseline is None or rows[0]["method"] == BASELINE else _difference(last, _last(baseline)),
         "label_accuracy_first": _mean(row["label_accuracy"] for row in first.values()),
         "label_accuracy_last": _mean(row["label_accuracy"] for row in last.values()),

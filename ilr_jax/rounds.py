@@ -20,7 +20,7 @@ from ilr_jax.types import Artifact, Config, Label
 Round = Mapping[str, Any]
 BLANK = dict.fromkeys(
     ("label_accuracy", "labels", "label_file", "evaluator_accuracy", "evaluator_pairs", "agreed", "unread", "compared", "preferences")
-    + ("replaced", "threshold", "flows", "audit")
+    + ("replaced", "threshold", "flows", "audit", "supervisor_accuracy")
 )
 
 
@@ -126,12 +126,14 @@ def _label_line(facts: Round) -> str:
 
 
 def _measured(lab: Lab, r: int, model: Artifact, labels: list[Label] | None = None, **facts: Any) -> Round:
-    """A round's row: the model on the test split, the labels against the references, and the facts of the refinement."""
+    """A round's row: the model (in round 0 the supervisor too) on the test split, the labels against the references, facts."""
     answers, artifact = lab.test(model)
     right = lab.grade(answers)
     interval = metrics.bootstrap_interval(right, lab.config.seed)
     row = {**BLANK, "round": r, "test_accuracy": interval.mean, "test_interval": [interval.low, interval.high], "test_size": len(right)}
     row |= {"test_right": right.tolist(), "answers": lab.relative(artifact, "answers.jsonl"), "model": lab.relative(model, "")}
+    if r == 0:
+        row["supervisor_accuracy"] = float(np.mean(lab.grade(lab.test_supervisor())))
     if labels is not None:
         grades = lab.grade_labels(labels)
         row |= {"label_accuracy": float(np.mean(grades)), "labels": len(labels)}

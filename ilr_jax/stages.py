@@ -18,6 +18,7 @@ from ilr_jax import batches, tokenizer
 from ilr_jax.batches import Epochs, Packing, Preference, Sample
 from ilr_jax.files import read_rows, write_rows
 from ilr_jax.models import lora
+from ilr_jax.models.config import ModelConfig
 from ilr_jax.models.lora import Lora
 from ilr_jax.progress import Progress
 from ilr_jax.roles import Model, fingerprint
@@ -46,7 +47,8 @@ class Bench:
     @property
     def lora(self) -> Lora:
         """The adapters' shape, of SFT and DPO."""
-        return Lora(self.config.lora.rank, self.config.lora.alpha)
+        c = self.config.lora
+        return Lora(c.rank, c.alpha, lora.ALL_LINEAR if c.modules == "all" else tuple(name.strip() for name in c.modules.split(",")))
 
     @property
     def dtype(self) -> str:
@@ -54,11 +56,23 @@ class Bench:
         wanted = self.config.compute.dtype
         return wanted if wanted != "auto" else "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
-    def check_attention(self) -> None:
-        """Raise ValueError where `compute.attention` cannot be computed: cuDNN needs an NVIDIA GPU and bfloat16."""
-        if self.config.compute.attention == "cudnn" and (jax.default_backend() != "gpu" or self.dtype != "bfloat16"):
+    def check_attention(self, models: Sequence[ModelConfig]) -> None:
+        """Raise ValueError where `compute.attention` cannot be computed: cuDNN needs an NVIDIA GPU, bfloat16 and no wide heads.
+
+        The widest heads are those that `jax.nn.dot_product_attention` takes (jax 0.10): 256 from Hopper on, 128 before.
+        """
+        if self.config.compute.attention != "cudnn":
+            return
+        if jax.default_backend() != "gpu" or self.dtype != "bfloat16":
             got = f"{jax.default_backend()} and {self.dtype}"
             raise ValueError(f"compute.attention='cudnn': wanted an NVIDIA GPU and bfloat16, got {got}; use 'gemm' or 'xla'")
+        capability = jax.devices()[0].compute_capability
+        most, widest = 256 if float(capability) >= 9.0 else 128, max(model.head_dim for model in models)
+        if widest > most:
+            raise ValueError(
+                f"compute.attention='cudnn': wanted heads of at most {most} on a GPU of compute capability {capability}, got {widest}; "
+                "use 'gemm' or 'xla'"
+            )
 
     def setup(self, model: Model, lora: Lora | None = None) -> Setup:
         """What the training steps of `model` are compiled for."""

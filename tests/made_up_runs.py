@@ -64,7 +64,7 @@ def make_workdir(workdir, seeds=(0,)):
         plus = seed / 100
         given = [decision(f"q{n}", 0, reason="the weak supervisor's answer", score=None, proposal="") for n in (1, 2, 3, 4)]
         file = write_refinement(workdir, f"first-labels-{seed}", given)["label_file"]
-        first = round_row(0, 0.50 + plus, label_accuracy=0.41, labels=4, label_file=file)
+        first = round_row(0, 0.50 + plus, label_accuracy=0.41, labels=4, label_file=file, supervisor_accuracy=0.432 + plus)
         write_run(workdir, "sft", [first], seed)
         write_run(workdir, "ilr", [first, *_refined_rounds(workdir, seed, plus)], seed)
         judged = round_row(1, 0.51 + plus, evaluator_accuracy=0.75, evaluator_pairs=100, compared=150)

@@ -122,6 +122,7 @@ BAD = {
         "may take",
     ),
     "more folds than examples": (lambda *_: ["--config.task.train_examples=2", "--config.folds=3"], "wanted at most the 1 examples"),
+    "adapters on layers that are not there": (lambda *_: ["--config.lora.modules=q_proj,vproj"], "modules out of q_proj, k_proj"),
     "attention of another device": (lambda *_: ["--config.compute.attention=cudnn"], "wanted an NVIDIA GPU and bfloat16, got cpu"),
     "answers that are numbers": (
         lambda _, folder: gsm8k(folder, train={"question": ["Q?"], "answer": [4]}),

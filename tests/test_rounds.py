@@ -18,9 +18,7 @@ from ilr_jax import export, report, rounds, stages
 from ilr_jax.files import read_json
 from ilr_jax.lab import Lab
 from ilr_jax.roles import Model
-from ilr_jax.sample.requests import Completion
 from ilr_jax.store import Store
-from ilr_jax.types import Answer, Artifact, Label
 
 
 def payload(workdir: Path) -> dict[str, bytes]:
@@ -139,36 +137,10 @@ def test_another_prompt_makes_other_stages(tiny_config, tmp_path, monkeypatch, c
     assert len(built) == 2 and capsys.readouterr().out == "[2/4] ilr, round 1: stage\n" * 2
 
 
-def test_a_proposal_that_may_not_be_trained_on_is_one_all_the_same(tiny_config, tmp_path, monkeypatch):
-    """It disagrees with every other text, is compared, and may win; only a blank one counts as none."""
-    lab, labels = _labs(tiny_config, tmp_path)
-    monkeypatch.setattr("ilr_jax.lab.fine_tune", lambda *_: None)
-    monkeypatch.setattr("ilr_jax.lab.answer", lambda bench, model, name, groups, how, models, purpose: groups)
-    monkeypatch.setattr("ilr_jax.lab.answers_of", lambda groups: [_answer(Label(e.id, "no number", "weak")) for g in groups for e in g])
-    monkeypatch.setattr(Lab, "score_fn", lambda *_: lambda requests: [0.6 + (r[1] > r[2]) * 0.1 for r in requests])
-    proposals = lab.propose(labels, 1)
-    assert proposals == ["no number"] * len(labels)
-    labels[0] = Label(labels[0].example_id, "none here either", "weak")
-    proposals[1] = labels[1].text
-    proposals[2] = " "
-    _, facts = lab.refine("ilr", labels, proposals, Artifact("", "", {"digest": "e"}), 1, None)
-    assert (facts["agreed"], facts["unread"], facts["compared"]) == (1, 1, len(labels) - 2)
-    _, facts = lab.refine("naive", labels, proposals, None, 1, len(labels))
-    assert (facts["agreed"], facts["compared"], facts["replaced"]) == (None, 0, len(labels) - 1)
-
-
 def test_without_a_usable_label_the_error_names_method_round_and_reason(tiny_config, tmp_path):
     tiny_config.method = "ilr"
     with pytest.raises(ValueError, match=r"\[1/1\] ilr, round 0: wanted labels that wordmath can train on, got none in 12, the first: \['"):
         rounds.run(tiny_config, tmp_path)
-
-
-def test_without_a_preference_the_policy_stays(tiny_config, tmp_path):
-    lab, _ = _labs(tiny_config, tmp_path)
-    policy = Artifact("", "", {})
-    chosen, facts = lab._preferences([(example, "same", "same") for example in lab.d2], evaluator=None)
-    assert chosen == [] and facts == {"compared": len(lab.d2), "preferences": 0}
-    assert lab.optimise_preferences(policy, chosen) is policy
 
 
 def test_the_audit_tells_where_every_label_came_from(finished):
@@ -195,74 +167,6 @@ def test_unknown_method_is_refused(tiny_config, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def _labs(config, tmp_path):
-    lab = Lab(config, tmp_path)
-    return lab, [Label(example.id, example.reference, "weak") for example in lab.d2]
-
-
-def test_folds_are_proposed_for_by_models_that_have_not_seen_them(tiny_config, tmp_path, monkeypatch):
-    """With three folds each model sees the other two; the proposals come back in the labels' order."""
-    tiny_config.folds = 3
-    lab, labels = _labs(tiny_config, tmp_path)
-    seen, asked = [], []
-    monkeypatch.setattr("ilr_jax.lab.fine_tune", lambda bench, model, section, name, sets: seen.extend(sets))
-    monkeypatch.setattr("ilr_jax.lab.answer", lambda bench, model, name, groups, how, models, purpose: asked.extend(groups))
-    monkeypatch.setattr(
-        "ilr_jax.lab.answers_of",
-        lambda _: [Answer(e.id, k, 0, f"#### {e.id[-5:]}", 0.0, True) for k, group in enumerate(asked) for e in group],
-    )
-    proposals = lab.propose(labels, 1)
-    prompts = [{prompt for prompt, _ in data} for data in seen]
-    for known, group in zip(prompts, asked, strict=True):
-        assert not known & {example.prompt for example in group} and len(known) == 8 and len(group) == 4
-    assert proposals == [f"#### {label.example_id[-5:]}" for label in labels]
-
-
-def test_each_round_draws_its_own_samples_and_beams_are_shared(tiny_config, tmp_path, monkeypatch):
-    """Two rounds from one policy ask with other ids and make two stages; two beam searches are one stage."""
-    lab, asked = Lab(tiny_config, tmp_path), []
-    monkeypatch.setattr(stages, "load_adapters", lambda *_: {"adapters": None})
-    monkeypatch.setattr(Model, "params", None)
-    blank = Completion([70], 0.0, True, 0.0)
-    monkeypatch.setattr(
-        stages, "generate", lambda *given, **_: asked.append(given[3]) or [[blank] * getattr(given[4], "n", 1)] * len(given[3])
-    )
-    monkeypatch.setattr(Lab, "_preferences", lambda *_: ([], {}))
-    policy = Artifact(str(tmp_path), "", {"digest": "d"})
-    for r in (1, 2, 2):
-        lab.prefer(policy, None, r)
-    first, second = ({request.id for request in requests} for requests in asked)
-    assert len(first) == len(second) == len(lab.d2) and not first & second and max(first | second) >= 2**28
-    assert lab.test(policy)[1] == stages.answer(lab.bench, lab.model("strong"), "test", [lab.tests], lab._beam(), policy, purpose="other")
-
-
-def test_oracle_feedback_and_correct_demonstrations(tiny_config, tmp_path, monkeypatch):
-    """The oracle accepts exactly the right proposals; correct demonstrations are the right labels only."""
-    tiny_config.feedback, tiny_config.demos = "oracle", "correct"
-    lab, gold = _labs(tiny_config, tmp_path)
-    wrong = [Label(label.example_id, "#### 123456", "weak") for label in gold]
-    labels, facts = lab.refine("ilr", wrong, [x.text if i % 2 else "#### 7654321" for i, x in enumerate(gold)], None, 1, None)
-    assert [label.text for label in labels] == [gold[i].text if i % 2 else "#### 123456" for i in range(len(gold))]
-    assert facts["replaced"] == facts["flows"]["wrong_to_right"] == len(gold) // 2 and facts["evaluator_accuracy"] is None
-    mixed = [gold[i] if i % 3 else wrong[i] for i in range(len(gold))]
-    monkeypatch.setattr(Lab, "weak_labels", lambda self: Artifact("", "", {"digest": "d"}))
-    monkeypatch.setattr("ilr_jax.lab.answers_of", lambda _: [_answer(label) for label in mixed])
-    assert [label.example_id for label in lab.first_labels()[0]] == [gold[i].example_id for i in range(len(gold)) if i % 3]
-
-
-def _answer(label):
-    return Answer(label.example_id, 0, 0, label.text, 0.0, True)
-
-
-def test_released_scoring_of_dpo_is_at_chance(tiny_config, tmp_path, monkeypatch):
-    tiny_config.dpo.scoring = "released"
-    lab, _ = _labs(tiny_config, tmp_path)
-    monkeypatch.setattr(Lab, "score_fn", lambda self, evaluator: lambda requests: np.array([0.25 + len(q) % 3 / 4 for q, _, _ in requests]))
-    pairs = [(example, example.reference, "#### 1") for example in lab.d2]
-    chosen, facts = lab._preferences(pairs, evaluator=Artifact("", "", {}))
-    assert facts["evaluator_accuracy"] == pytest.approx(0.5) and len(chosen) == facts["preferences"]
-
-
 KILLED = "import sys; from conftest import child; child(sys.argv[1], sys.argv[2])"
 
 
@@ -287,3 +191,15 @@ def test_trained_adapters_are_finite_and_moved(finished):
     sft = records(finished)["sft-seed0"]["rounds"][0]["model"]
     arrays = load_file(finished / sft / stages.ADAPTERS)
     assert all(np.isfinite(x).all() for x in arrays.values()) and any(np.abs(x).max() > 0 for n, x in arrays.items() if n.endswith(".b"))
+
+
+def test_dpo_starts_at_log_2_because_its_reference_is_the_policy_it_goes_on_from(finished):
+    (metrics,) = finished.glob("stages/dpo-*/metrics.jsonl")
+    assert json.loads(metrics.read_text().splitlines()[0])["loss"] == pytest.approx([np.log(2)], abs=1e-6)
+
+
+def test_snapshots_come_in_the_order_of_training_and_end_with_what_was_trained(finished):
+    (folder,) = finished.glob("stages/weak-[0-9a-f]*")
+    trained, taken = (load_file(folder / name) for name in (stages.ADAPTERS, stages.SNAPSHOTS))
+    gaps = [max(np.abs(taken[name].take([i], axis=x.shape.index(1)) - x).max() for name, x in trained.items()) for i in range(3)]
+    assert gaps[0] > gaps[2] == 0.0
