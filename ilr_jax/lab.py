@@ -45,8 +45,7 @@ class Lab:
 
     def check(self) -> None:
         """Raise ValueError for what would fail later: weights that do not fit their config, a missing reference, a text too long."""
-        assert self.bench.lora  # a bad module list raises
-        self.bench.check_attention([self.model(role).config for role in ("weak", "strong", "evaluator")])
+        self.bench.check([self.model(role).config for role in ("weak", "strong", "evaluator")])
         most = self.config.sft.max_length
         for role in ("weak", "strong", "evaluator"):
             self.model(role).check_weights()

@@ -56,11 +56,12 @@ class Bench:
         wanted = self.config.compute.dtype
         return wanted if wanted != "auto" else "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
-    def check_attention(self, models: Sequence[ModelConfig]) -> None:
-        """Raise ValueError where `compute.attention` cannot be computed: cuDNN needs an NVIDIA GPU, bfloat16 and no wide heads.
+    def check(self, models: Sequence[ModelConfig]) -> None:
+        """Raise ValueError for adapters or attention that cannot be: cuDNN needs an NVIDIA GPU, bfloat16 and no wide heads.
 
         The widest heads are those that `jax.nn.dot_product_attention` takes (jax 0.10): 256 from Hopper on, 128 before.
         """
+        _ = self.lora  # which refuses layers that are not there
         if self.config.compute.attention != "cudnn":
             return
         if jax.default_backend() != "gpu" or self.dtype != "bfloat16":

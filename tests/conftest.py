@@ -18,6 +18,7 @@ jax.config.update("jax_default_matmul_precision", "highest")
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
+from made_up_runs import make_workdir  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
 from ilr_jax.models import config as model_config  # noqa: E402
@@ -91,6 +92,12 @@ def make_tiny_config(models: dict[str, Path]) -> ConfigDict:
 @pytest.fixture
 def tiny_config(tiny_models) -> ConfigDict:
     return make_tiny_config(tiny_models)
+
+
+@pytest.fixture
+def workdir(tmp_path) -> Path:
+    """A finished experiment with made-up figures."""
+    return make_workdir(tmp_path / "one")
 
 
 def every_label_usable(patch: pytest.MonkeyPatch) -> None:

@@ -14,11 +14,6 @@ from ilr_jax import cli
 VERBS = ("run", "report", "status", "export", "demo", "env")
 
 
-@pytest.fixture
-def workdir(tmp_path):
-    return make_workdir(tmp_path / "one")
-
-
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_has_an_example(verb, capsys):
     with pytest.raises(SystemExit) as end:

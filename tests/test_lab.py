@@ -224,9 +224,9 @@ def test_heads_too_wide_for_cudnn_are_refused_at_once(lab, monkeypatch, capabili
     monkeypatch.setattr("jax.devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
     lab.config.compute.attention = "cudnn"
     model = lambda head_dim: dataclasses.replace(lab.model("weak").config, head_dim=head_dim)
-    lab.bench.check_attention([model(8), model(limit)])
+    lab.bench.check([model(8), model(limit)])
     with pytest.raises(ValueError, match=f"wanted heads of at most {limit} .* {capability}, got {limit + 8}"):
-        lab.bench.check_attention([model(8), model(limit + 8)])
+        lab.bench.check([model(8), model(limit + 8)])
 
 
 OFFLINE = """

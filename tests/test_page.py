@@ -18,11 +18,6 @@ from ilr_jax.refine.select import unasked
 from ilr_jax.types import Label
 
 
-@pytest.fixture
-def workdir(tmp_path):
-    return make_workdir(tmp_path / "one")
-
-
 def data_of(html):
     return json.loads(re.search(r'<script type="application/json" id="labels-data">(.*?)</script>', html, re.DOTALL)[1])
 

@@ -14,11 +14,6 @@ from ilr_jax import page, report
 from ilr_jax.files import read_json
 
 
-@pytest.fixture
-def workdir(tmp_path):
-    return make_workdir(tmp_path / "one")
-
-
 def row_of(rows, **wanted):
     (row,) = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
     return row
