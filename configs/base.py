@@ -63,6 +63,8 @@ def _models(config: ConfigDict) -> None:
     config.decoding.labels = "beam"  # the supervisor's answers: beam | sample
     config.decoding.proposals = "beam"  # beam | sample
     config.decoding.temperature = 1.0  # where they are sampled
+    config.decoding.top_k = 0  # of everything that is sampled: only the k likeliest tokens; 0: all
+    config.decoding.top_p = 1.0  # of everything that is sampled: only the likeliest tokens that hold this probability; 1: all
     config.decoding.beams = 4
     config.decoding.length_rule = "total"  # beam scores divide by: total (prompt + output, as released) | generated (as transformers)
     config.decoding.max_new_tokens = 256
@@ -86,6 +88,7 @@ def _feedback(config: ConfigDict) -> None:
     config.dpo.epochs = 2
     config.dpo.batch = 32
     config.dpo.beta = 0.1
+    config.dpo.reference = "previous"  # previous (the policy as the round before left it) | base (the model without adapters)
     config.dpo.samples = 6  # answers per question and round, in disjoint pairs
     config.dpo.temperature = 0.7
     config.dpo.share = 0.15  # of the pairs, the ones the evaluator is surest of

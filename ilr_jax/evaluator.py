@@ -44,6 +44,7 @@ def train(bench: Bench, model: Model, train: Comparisons, held_out: Comparisons)
         )
         epochs = Epochs((len(rows),), section.batch, section.epochs, bench.config.seed)
         start = state.init(_classifier(model.params, bench.random_key()), optimizer, epochs.totals)
+        model.release()  # all weights train in a copy of their own
         setup = bench.setup(model)
         evaluate = partial(_class_metrics, steps.class_evaluation(setup), [batch for _, batch in batches.scoring(checks, size, pad)])
         done = fit(

@@ -35,12 +35,13 @@ class Lab:
         self.tests = self.task.test()
         self.examples = {example.id: example for example in [*self.d1, *self.d2, *self.tests]}
         self._models: dict[str, Model] = {}
+        self._loaded: dict[Model, Any] = {}
 
     def model(self, role: str) -> Model:
         """The base model of `weak`, `strong` or `evaluator`; one copy where two roles share it."""
         source = self.config[role].model
         if source not in self._models:
-            self._models[source] = Model(source, self.bench.dtype)
+            self._models[source] = Model(source, self.bench.dtype, self._loaded)
         return self._models[source]
 
     def check(self) -> None:
@@ -82,7 +83,8 @@ class Lab:
         return BeamSettings(c.decoding.max_new_tokens, c.decoding.beams, c.decoding.length_rule, prompts=c.compute.beam_batch)
 
     def _sampled(self, temperature: float, n: int = 1) -> SamplingSettings:
-        return SamplingSettings(self.config.decoding.max_new_tokens, temperature, n=n, slots=self.config.compute.slots)
+        c = self.config.decoding
+        return SamplingSettings(c.max_new_tokens, temperature, c.top_k or None, c.top_p, n, slots=self.config.compute.slots)
 
     def _decoded(self, how: str) -> BeamSettings | SamplingSettings:
         return self._beam() if how == "beam" else self._sampled(self.config.decoding.temperature)

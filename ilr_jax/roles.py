@@ -38,10 +38,14 @@ def _file_hash(path: Path) -> str:
 
 
 class Model:
-    """A base model: its folder, config and tokenizer, and its parameters once they are asked for."""
+    """A base model: its folder, config and tokenizer, and its parameters once they are asked for.
 
-    def __init__(self, source: str, dtype: str):
+    Of the models that share `loaded`, the parameters of one at a time are in memory: two would not fit one accelerator beside a training.
+    """
+
+    def __init__(self, source: str, dtype: str, loaded: dict["Model", Mapping[str, Any]] | None = None):
         self.folder, self.dtype = folder_of(source), dtype
+        self._loaded = {} if loaded is None else loaded
         self.config: ModelConfig = model_config.read(self.folder)
         self.tokenizer = Tokenizer(self.folder, self.config)
 
@@ -81,7 +85,14 @@ class Model:
         files = sorted(p for p in self.folder.iterdir() if p.suffix in (".safetensors", ".json", ".model"))
         return fingerprint([self.dtype, [[path.name, _file_hash(path)] for path in files]])
 
-    @cached_property
+    @property
     def params(self) -> Mapping[str, Any]:
         """The decoder's parameters in the compute dtype."""
-        return hf.load(self.folder, dtype=self.dtype)[1]
+        if self not in self._loaded:
+            self.release()
+            self._loaded[self] = hf.load(self.folder, dtype=self.dtype)[1]
+        return self._loaded[self]
+
+    def release(self) -> None:
+        """Let go of what is loaded; it is read again when it is asked for."""
+        self._loaded.clear()

@@ -25,6 +25,7 @@ CHOICES = {
     **dict.fromkeys(("decoding.labels", "decoding.proposals"), ("beam", "sample")),
     "decoding.length_rule": ("total", "generated"),
     "dpo.scoring": ("symmetric", "released"),
+    "dpo.reference": ("previous", "base"),
     "compute.dtype": ("auto", "float32", "bfloat16"),
     "compute.attention": ("gemm", "xla", "cudnn"),
     "compute.remat": ("none", "dots", "full"),
@@ -42,6 +43,8 @@ BOUNDS: dict[str, tuple[int | float, int | float]] = {
     **dict.fromkeys(("sft.max_length", "dpo.samples"), (2, inf)),
     **dict.fromkeys(("lora.rank", "decoding.beams", "decoding.max_new_tokens"), COUNT),
     **dict.fromkeys(("lora.alpha", "dpo.beta"), POSITIVE),
+    "decoding.top_k": NOT_NEGATIVE,
+    "decoding.top_p": (POSITIVE[0], 1),
     **dict.fromkeys(("evaluator.temperature", "decoding.temperature", "dpo.temperature", "compute.save_every"), NOT_NEGATIVE),
     **dict.fromkeys(("compute.microbatches", "compute.slots", "compute.beam_batch", "compute.score_batch"), COUNT),
 }
@@ -71,8 +74,8 @@ def _choice(name: str, got: Any, wanted: tuple[str, ...], some: str = "one of ")
 
 
 def _bound(name: str, got: int | float, low: int | float, high: int | float) -> str:
-    if (low, high) == POSITIVE:
-        return f"{name}: wanted a number above 0; got {got}"
+    if low == POSITIVE[0]:
+        return f"{name}: wanted a number above 0{'' if high == POSITIVE[1] else f' and at most {high}'}; got {got}"
     return f"{name}: wanted " + (f"at least {low}" if high >= 1e30 else f"{low} to {high}") + f"; got {got}"
 
 

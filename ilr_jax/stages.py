@@ -239,17 +239,20 @@ def answers_of(artifact: Artifact) -> list[Answer]:
 
 
 def optimise(bench: Bench, model: Model, policy: Artifact, chosen: Sequence[Pair]) -> Artifact:
-    """DPO: the adapter of `policy` trained on; the reference is that adapter as it was, its log-probabilities computed once."""
+    """DPO: the adapter of `policy` trained on.
+
+    The reference is that adapter as it was, or the bare base (`dpo.reference`); its log-probabilities are computed once.
+    """
     section = bench.config.dpo
     optimizer = bench.optimizer(section)
     settings = {"optimizer": asdict(optimizer), "epochs": section.epochs, "batch": section.batch, "beta": section.beta}
-    settings |= {"lora": asdict(bench.lora), "max_length": bench.config.sft.max_length}
+    settings |= {"lora": asdict(bench.lora), "max_length": bench.config.sft.max_length, "reference": section.reference}
 
     def build(folder: Path) -> Mapping[str, Any]:
         """Train on from the policy."""
         start = load_adapters(bench, model, Path(policy.folder) / ADAPTERS, 1)
         setup, pad = bench.setup(model, bench.lora), model.tokenizer.pad
-        data = _with_reference(bench, model, start, chosen)
+        data = _with_reference(bench, model, start if section.reference == "previous" else {}, chosen)
         epochs = Epochs((len(data),), section.batch, section.epochs, bench.config.seed)
         at = batches.preferences(data, epochs, pad, bench.config.sft.max_length)
         begin = state.init(start, optimizer, epochs.totals)
@@ -262,7 +265,7 @@ def optimise(bench: Bench, model: Model, policy: Artifact, chosen: Sequence[Pair
 
 
 def _with_reference(bench: Bench, model: Model, reference: Any, chosen: Sequence[Pair]) -> list[Preference]:
-    """Tokenised preferences with the reference's log-probabilities of both answers."""
+    """Tokenised preferences with the log-probabilities that `reference` (a trained tree; {}: the base) gives both answers."""
     sides = [tokenised(model, [(p.prompt, getattr(p, side)) for p in chosen]) for side in ("better", "worse")]
     samples, out = sides[0] + sides[1], np.empty(2 * len(chosen))
     run = steps.sequence_log_probs(bench.setup(model, bench.lora))

@@ -152,7 +152,9 @@ def test_samples_are_drawn_at_the_temperature_of_their_purpose(lab, monkeypatch)
     asked = lambda call: next(x for x in caught(monkeypatch, "ilr_jax.lab.answer", call)[0] if hasattr(x, "max_new_tokens"))
     of_dpo, of_evaluator = asked(lambda: lab.prefer(POLICY, None, 1)), asked(lab.evaluator)
     assert (of_dpo.temperature, of_dpo.n) == (0.31, 4) and (of_evaluator.temperature, of_evaluator.n) == (0.41, 1)
-    assert asked(lab.weak_labels).temperature == 0.51
+    assert asked(lab.weak_labels).rule == (0.51, None, 1.0)
+    c.decoding.top_k, c.decoding.top_p = 40, 0.9
+    assert asked(lab.weak_labels).rule == (0.51, 40, 0.9) and asked(lambda: lab.prefer(POLICY, None, 1)).rule == (0.31, 40, 0.9)
     c.decoding.length_rule, c.decoding.beams, c.decoding.max_new_tokens = "generated", 3, 7
     beams = asked(lambda: lab.test(POLICY))
     assert (beams.length, beams.width, beams.max_new_tokens) == ("generated", 3, 7)
@@ -185,6 +187,25 @@ def test_dpo_is_trained_with_its_own_settings(lab, monkeypatch):
     monkeypatch.setattr(Lab, "score_fn", lambda self, evaluator: lambda requests: np.arange(len(requests)) / len(requests))
     compared = [(example, example.reference, "#### 1") for example in lab.d2]
     assert len(lab._preferences(compared, POLICY)[0]) == len(compared) * section.share
+
+
+@pytest.mark.parametrize(("name", "wanted"), (("previous", {"adapters": "the policy's"}), ("base", {})))
+def test_the_reference_of_dpo_is_the_policy_as_it_was_or_the_base(lab, monkeypatch, name, wanted):
+    lab.config.dpo.reference = name
+    monkeypatch.setattr(stages, "load_adapters", lambda *_: {"adapters": "the policy's"})
+    (_, _, reference, _), _ = caught(
+        monkeypatch, "ilr_jax.stages._with_reference", lambda: lab.optimise_preferences(POLICY, [Pair("0", "q", "a", "b")])
+    )
+    assert reference == wanted
+
+
+def test_the_weights_of_one_base_at_a_time_are_in_memory(lab):
+    weak, strong = lab.model("weak"), lab.model("strong")
+    first = weak.params
+    assert weak.params is first and list(lab._loaded) == [weak]
+    assert strong.params is not first and list(lab._loaded) == [strong]
+    strong.release()
+    assert not lab._loaded
 
 
 def test_dpo_goes_on_from_the_round_before_and_samples_from_it(lab, monkeypatch):

@@ -1,12 +1,13 @@
 """The door to Hugging Face folders: models and classifiers in and out, from a local folder or the Hub.
 
-Tensors stream from the files to where they are to live, one stacked tensor at a time. Names and layouts are those of `transformers` 5.24;
+Tensors stream from the files to where they are to live, one at a time. Names and layouts are those of `transformers` 5.24;
 linear kernels are stored [outputs, inputs] there and [inputs, outputs] here. No tokenizer is read here; adapters are in `peft.py`.
 """
 
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from jax.sharding import Sharding
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -25,7 +26,7 @@ from ilr_jax.models import decoder, tensors
 from ilr_jax.models.config import FAMILIES, ModelConfig, read
 from ilr_jax.models.tensors import Stored
 
-Placement = Callable[[str], Sharding] | Mapping[str, Any] | None
+Placement = Callable[[str], NamedSharding] | Mapping[str, Any] | None
 ASIDE = ("tokenizer*", "special_tokens_map.json", "chat_template*", "generation_config.json")
 WEIGHTS = ("config.json", "model*.safetensors", "model.safetensors.index.json")
 # Buffers that old versions of transformers saved beside the weights; they follow from config.json.
@@ -63,25 +64,15 @@ def _layout(config: ModelConfig, *, head: bool = True) -> dict[str, tuple[tuple[
     return layout
 
 
-def _piece(parts: tuple[Stored, ...], stacked: bool, shape: tuple[int, ...], dtype: DTypeLike, index: tuple[slice, ...]) -> np.ndarray:
-    """What `index` selects of one of our arrays, read from its `parts`: only that much is held in memory."""
-    piece = np.empty([len(range(n)[s]) for s, n in zip(index, shape, strict=True)], dtype)
-    with np.errstate(over="ignore"):  # what overflows in a narrower dtype is named when all is loaded
-        if not stacked:
-            piece[...] = parts[0][index]
-        else:
-            for row, part in enumerate(parts[index[0]]):
-                piece[row] = part[index[:0:-1]].T
-    return piece
-
-
-def _place(parts: tuple[Stored, ...], stacked: bool, dtype: DTypeLike, sharding: Sharding | None) -> Array:
-    shape, pieces = (len(parts), *parts[0].shape[::-1]) if stacked else parts[0].shape, {}
+def _whole(part: Stored, turned: bool, dtype: DTypeLike, sharding: NamedSharding | None) -> Array:
+    """One tensor of the files in `dtype`, `turned` to our [inputs, outputs]; each device's piece of it is read by itself."""
+    shape, pieces = part.shape[::-1] if turned else part.shape, {}
 
     def piece(index: Any) -> np.ndarray:
         key = tuple((s.start, s.stop) for s in index)  # devices that replicate a piece share one copy
         if key not in pieces:
-            pieces[key] = _piece(parts, stacked, shape, dtype, index)
+            with np.errstate(over="ignore"):  # what overflows in a narrower dtype is named when all is loaded
+                pieces[key] = np.ascontiguousarray(part[index[::-1]].T if turned else part[index], dtype)
         return pieces[key]
 
     if sharding is None:
@@ -89,7 +80,23 @@ def _place(parts: tuple[Stored, ...], stacked: bool, dtype: DTypeLike, sharding:
     return jax.make_array_from_callback(shape, sharding, piece)
 
 
-def _target(sharding: Placement, path: str) -> Sharding | None:
+@partial(jax.jit, donate_argnums=0)
+def _put(stack: Array, layer: Array, i: Array) -> Array:
+    return stack.at[i].set(layer)
+
+
+def _place(parts: tuple[Stored, ...], stacked: bool, dtype: DTypeLike, sharding: NamedSharding | None) -> Array:
+    """One of our arrays, read from its `parts`: the host holds one of them at a time, not the stack of all layers."""
+    if not stacked:
+        return _whole(parts[0], False, dtype, sharding)
+    stack = jnp.zeros((len(parts), *parts[0].shape[::-1]), dtype, device=sharding)
+    one = sharding and NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+    for i, part in enumerate(parts):
+        stack = jax.block_until_ready(_put(stack, _whole(part, True, dtype, one), np.int32(i)))
+    return stack
+
+
+def _target(sharding: Placement, path: str) -> NamedSharding | None:
     if sharding is None or callable(sharding):
         return sharding and sharding(path)
     return _flat(sharding)[path]
@@ -147,8 +154,8 @@ def load(source: str | Path, *, dtype: DTypeLike, sharding: Placement = None) ->
     """A causal language model: its config and its parameters in `dtype`, laid out as `decoder.abstract`.
 
     `source` is a folder or the name of a model on the Hub. `sharding` gives each path ("layers.q_proj.kernel") its sharding, as a function
-    or as a tree like the parameters; with it every process reads only what its devices hold. Raises ValueError for an unsupported config,
-    and one that lists every missing, extra, misshapen or non-finite tensor.
+    or as a tree like the parameters; with it every process reads only what its devices hold. The host holds one tensor at a time. Raises
+    ValueError for an unsupported config, and one that lists every missing, extra, misshapen or non-finite tensor.
     """
     folder = resolve(source)
     config = read(folder)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +90,21 @@ def test_sharded_load(llama, as_tree):
     assert params["layers"]["up_proj"]["kernel"].sharding == place("layers.up_proj.kernel")
     assert params["layers"]["up_proj"]["kernel"].addressable_shards[5].data.shape == (2, 24, 14)
     assert params["norm"]["scale"].sharding == place("norm.scale")
+
+
+@pytest.mark.parametrize("sharded", (False, True))
+def test_the_host_holds_one_tensor_at_a_time(tmp_path, sharded):
+    fields = LLAMA | {"num_hidden_layers": 24, "hidden_size": 96, "intermediate_size": 512, "vocab_size": 64}
+    folder = tiny.write(tmp_path / "deep", fields, tiny.weights(fields))
+    mesh = jax.make_mesh((8,), ("tensor",), axis_types=(jax.sharding.AxisType.Auto,))
+    place = lambda path: NamedSharding(mesh, PartitionSpec(None, None, "tensor") if path.endswith("up_proj.kernel") else PartitionSpec())
+    load = lambda: hf.load(folder, dtype=jnp.float32, sharding=place if sharded else None)
+    load()  # what is compiled and cached once is not counted
+    tracemalloc.start()
+    load()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5 * 4 * 96 * 512  # the stack of one projection is 24 tensors
 
 
 def test_files_beside_the_weights_travel(llama, tmp_path):
