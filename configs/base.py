@@ -12,6 +12,7 @@ def get_config() -> Any:
     _models(config)
     _feedback(config)
     _compute(config)
+    _sharding(config)
     config.lock()
     return config
 
@@ -54,7 +55,7 @@ def _models(config: ConfigDict) -> None:
     config.sft.normalize = "sequence"  # loss: sequence (mean over examples of token means) | token (mean over tokens)
     config.sft.warmup = 0.05  # share of the steps; cosine decay to zero after it. The evaluator and DPO use it too
 
-    config.lora = ConfigDict()  # adapters of SFT and DPO
+    config.lora = ConfigDict()  # adapters of SFT and DPO, which train nothing else; the evaluator trains all its weights
     config.lora.rank = 64
     config.lora.alpha = 128.0
     config.lora.modules = "all"  # every linear layer but the head | those named, separated by commas: q_proj,v_proj
@@ -112,3 +113,17 @@ def _compute(config: ConfigDict) -> None:
     config.compute.score_batch = 64  # rows scored at a time
     config.compute.save_every = 60.0  # seconds between training checkpoints
     config.compute.cache = "~/.cache/ilr_jax/xla"  # compiled programs, reused by later runs; empty: none
+
+
+def _sharding(config: ConfigDict) -> None:
+    config.sharding = ConfigDict()  # how work is split over devices: changes no result beyond rounding. Sizes of the mesh; 0: chosen
+    config.sharding.data = 0  # devices that split rows and each hold all weights
+    config.sharding.fsdp = 0  # devices that split rows and weights; 0: as few as the largest model's training needs
+    config.sharding.tensor = 0  # devices that split heads, MLP and vocabulary; 0: 1
+    config.sharding.rules = ConfigDict()  # which mesh axes split what: some of data, fsdp, tensor; empty: none; auto: tensor, if it divides
+    config.sharding.rules.batch = "data,fsdp"  # rows
+    config.sharding.rules.embed = "fsdp"  # weights along the model's width
+    config.sharding.rules.heads = "tensor"  # attention heads
+    config.sharding.rules.kv_heads = "auto"  # heads of keys and values, of weights and cache
+    config.sharding.rules.mlp = "tensor"  # the MLP's width
+    config.sharding.rules.vocab = "auto"  # embedding and output head

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from ilr_jax import batches
+from ilr_jax import batches, sharding
 from ilr_jax.batches import Epochs
 from ilr_jax.models import decoder, heads
 from ilr_jax.progress import Progress
@@ -38,15 +38,17 @@ def train(bench: Bench, model: Model, train: Comparisons, held_out: Comparisons)
 
     def build(folder: Path) -> Mapping[str, Any]:
         """Train, and keep the best state."""
-        pad, size = model.tokenizer.pad, bench.config.compute.score_batch
+        pad, size = model.tokenizer.pad, bench.rows(bench.config.compute.score_batch)
         rows, checks = (
             list(zip(model.tokenizer.comparisons([r[:3] for r in part]), [r[3] for r in part], strict=True)) for part in (train, held_out)
         )
         epochs = Epochs((len(rows),), section.batch, section.epochs, bench.config.seed)
-        start = state.init(_classifier(model.params, bench.random_key()), optimizer, epochs.totals)
+        classifier = sharding.put_weights(bench.layout, _classifier(model.params, bench.random_key()))
+        start = state.init(classifier, optimizer, epochs.totals, layout=bench.layout)
         model.release()  # all weights train in a copy of their own
         setup = bench.setup(model)
-        evaluate = partial(_class_metrics, steps.class_evaluation(setup), [batch for _, batch in batches.scoring(checks, size, pad)])
+        held = [sharding.put_rows(bench.layout, batch) for _, batch in batches.scoring(checks, size, pad)]
+        evaluate = partial(_class_metrics, steps.class_evaluation(setup), held)
         done = fit(
             bench,
             "evaluator",
@@ -92,15 +94,16 @@ def _class_metrics(evaluation: Callable, data: Sequence, trainable: Any) -> dict
 def score_fn(bench: Bench, model: Model, evaluator: Artifact) -> Callable[[Sequence[Request3]], Float[np.ndarray, " n"]]:
     """The evaluator as a function: for each (question, A, B) the probability that the holder of A accepts to change to B."""
     like = jax.eval_shape(_classifier, decoder.abstract(model.config), jax.random.key(0))
-    trained = checkpoint.load_tree(Path(evaluator.folder) / CLASSIFIER, like)
+    trained = checkpoint.load_tree(Path(evaluator.folder) / CLASSIFIER, like, bench.layout)
     probabilities = steps.class_probabilities(bench.setup(model))
 
     def score(requests: Sequence[Request3]) -> Float[np.ndarray, " n"]:
         out = np.full(len(requests), np.nan)
         with Progress("comparisons", len(requests), "scores") as progress:
             comparisons = [(ids, 0) for ids in model.tokenizer.comparisons(requests)]
-            for taken, batch in batches.scoring(comparisons, bench.config.compute.score_batch, model.tokenizer.pad):
-                out[taken] = np.asarray(probabilities(trained, {}, batch))[: len(taken), 0, 1]
+            for taken, batch in batches.scoring(comparisons, bench.rows(bench.config.compute.score_batch), model.tokenizer.pad):
+                found = probabilities(trained, {}, sharding.put_rows(bench.layout, batch))
+                out[taken] = np.asarray(found)[: len(taken), 0, 1]
                 progress.advance(len(taken))
         return out
 

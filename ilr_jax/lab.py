@@ -4,6 +4,7 @@ Every method maps records to records (labels, answers, preferences) and keeps it
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ilr_jax import evaluator as evaluators
 from ilr_jax import tasks
 from ilr_jax.files import read_rows, write_rows
 from ilr_jax.refine import judge, methods, pairs, select, split
-from ilr_jax.roles import Model, fingerprint
+from ilr_jax.roles import Memory, Model, fingerprint, layout
 from ilr_jax.sample.beam import BeamSettings
 from ilr_jax.sample.rollout import SamplingSettings
 from ilr_jax.stages import SNAPSHOTS, Bench, answer, answers_of, fine_tune, optimise
@@ -29,19 +30,19 @@ class Lab:
 
     def __init__(self, config: Config, workdir: Path):
         self.config, self.workdir = config, workdir
-        self.bench = Bench(Store(workdir), config)
+        self.bench, self.memory = Bench(Store(workdir), config), Memory()
         self.task = tasks.load(config.task)
         self.d1, self.d2 = split.train_split(self.task.train(), config.seed)
         self.tests = self.task.test()
         self.examples = {example.id: example for example in [*self.d1, *self.d2, *self.tests]}
         self._models: dict[str, Model] = {}
-        self._loaded: dict[Model, Any] = {}
+        self.bench.layout = self.memory.layout = layout(config.sharding, *map(self.model, ("strong", "weak", "evaluator")))
 
     def model(self, role: str) -> Model:
         """The base model of `weak`, `strong` or `evaluator`; one copy where two roles share it."""
         source = self.config[role].model
         if source not in self._models:
-            self._models[source] = Model(source, self.bench.dtype, self._loaded)
+            self._models[source] = Model(source, self.bench.dtype, self.memory)
         return self._models[source]
 
     def check(self) -> None:
@@ -67,6 +68,11 @@ class Lab:
         return (Path(artifact.folder) / file).relative_to(self.workdir).as_posix()
 
     # What is right: for reports, oracles and the evaluator's data only.
+
+    @cached_property
+    def _graded(self) -> dict[str, str]:
+        """What grades of the half to be labelled depend on, as an input of the stages that hold some."""
+        return {"graded": fingerprint([self.config.task.name, self.config.task.grader, [[e.id, e.prompt, e.reference] for e in self.d2]])}
 
     def grade(self, answers: Sequence[Answer]) -> Bool[np.ndarray, " n"]:
         """Which answers are right."""
@@ -107,7 +113,7 @@ class Lab:
 
     def first_labels(self) -> tuple[list[Label], Facts]:
         """The unreliable demonstrations: the weak supervisor's answers to the unlabelled half, or those of them that are right."""
-        answers, settings = self.weak_labels(), {"demos": self.config.demos, "task": self.config.task.to_dict()}
+        answers, settings = self.weak_labels(), {"demos": self.config.demos}
 
         def build(folder: Path) -> None:
             given = [Label(a.example_id, a.text, "weak") for a in answers_of(answers)]
@@ -117,7 +123,7 @@ class Lab:
             write_rows(folder / "labels.jsonl", labels)
             write_rows(folder / "audit.jsonl", self._audit(given, given, decisions))
 
-        artifact = self.bench.run("first-labels", settings, {"answers": answers.manifest["digest"]}, build)
+        artifact = self.bench.run("first-labels", settings, {"answers": answers.manifest["digest"], **self._graded}, build)
         return read_rows(Path(artifact.folder) / "labels.jsonl", Label), {"label_file": self.relative(artifact, "labels.jsonl")}
 
     def evaluator(self) -> Artifact:
@@ -184,9 +190,9 @@ class Lab:
         """The labels after round `r` of `method`, and what happened; the stage keeps both, and an audit of every label."""
         c = self.config
         settings = {"method": method, "round": r, "alpha": c.alpha, "alpha_of": c.alpha_of, "match": match}
-        settings |= {"feedback": c.feedback, "oracle": c.oracle.to_dict(), "task": c.task.to_dict()}
+        settings |= {"feedback": c.feedback, "oracle": c.oracle.to_dict()}
         inputs = {"labels": fingerprint([[x.example_id, x.text, x.source, x.round] for x in labels]), "proposals": fingerprint(proposals)}
-        inputs |= {"evaluator": evaluator.manifest["digest"]} if evaluator else {}
+        inputs |= self._graded | ({"evaluator": evaluator.manifest["digest"]} if evaluator else {})
 
         def build(folder: Path) -> Facts:
             after, decisions = self._decide(method, labels, proposals, evaluator, r, match)
@@ -233,8 +239,9 @@ class Lab:
         answers = answers_of(sampled)
         texts = np.array([a.text for a in answers], object).reshape(len(self.d2), c.samples).tolist()
         compared = pairs.disjoint_pairs(self.d2, texts)
-        settings = {"share": c.share, "scoring": c.scoring, "round": r, "task": self.config.task.to_dict()}
-        inputs = {"samples": sampled.manifest["digest"]} | ({"evaluator": evaluator.manifest["digest"]} if evaluator else {})
+        settings = {"share": c.share, "scoring": c.scoring, "round": r}
+        inputs = {"samples": sampled.manifest["digest"], **self._graded}
+        inputs |= {"evaluator": evaluator.manifest["digest"]} if evaluator else {}
 
         def build(folder: Path) -> Facts:
             chosen, facts = self._preferences(compared, evaluator)

@@ -1,5 +1,6 @@
-"""Flags and one call: `python -m ilr_jax.main --config=configs/quickstart.py --workdir=DIR`.
+"""Runs an experiment, or continues it: flags and one call.
 
+Example: python -m ilr_jax.main --config=configs/quickstart.py --config.method=ilr --workdir=runs/quickstart
 Every field of the config is a flag, `--config.rounds=3`; a misspelt one is an error that names the nearest.
 """
 
@@ -29,8 +30,9 @@ def run(argv: Sequence[str] | None = None) -> int:
         print("stopped; the same command continues", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:  # settings, data, models, loss; disk and network
-        if flags.FLAGS.is_parsed() and TRACEBACK.value:
-            raise
+        fault = isinstance(error, ValueError) and flags.FLAGS.is_parsed() and not _raised_by(error, "ilr_jax", "configs")
+        if fault or (flags.FLAGS.is_parsed() and TRACEBACK.value):
+            raise  # a ValueError out of a library is nobody's input that was found wanting
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -52,11 +54,11 @@ def parse(argv: list[str]) -> None:
         raise ValueError(f"wanted flags (--name=value), got {' '.join(rest)}")
 
 
-def _raised_by(error: BaseException, package: str) -> bool:
+def _raised_by(error: BaseException, *packages: str) -> bool:
     place = error.__traceback__
     while place and place.tb_next:
         place = place.tb_next
-    return place is not None and place.tb_frame.f_globals.get("__name__", "").startswith(f"{package}.")
+    return place is not None and place.tb_frame.f_globals.get("__name__", "").startswith(tuple(f"{package}." for package in packages))
 
 
 def _reason(error: BaseException) -> str:

@@ -80,7 +80,8 @@ def run(config: Config, workdir: str | Path) -> None:
         _keep_compiled(Path(config.compute.cache).expanduser())
     lab = Lab(config, Path(workdir))
     lab.check()  # before the workdir is claimed: what fails on bad input must not stand in the way of the corrected command
-    claim(workdir, _resolved(lab), ignore=("method", "seed", *(f"compute.{name}" for name in config.compute if name != "dtype")))
+    how = (f"compute.{name}" for name in config.compute if name != "dtype")
+    claim(workdir, _resolved(lab), ignore=("method", "seed", "sharding", *how))
     for number, name in enumerate(names, 1):
         _record(lab, name, f"[{number}/{len(names)}] {name}")
 

@@ -46,6 +46,7 @@ BOUNDS: dict[str, tuple[int | float, int | float]] = {
     "decoding.top_k": NOT_NEGATIVE,
     "decoding.top_p": (POSITIVE[0], 1),
     **dict.fromkeys(("evaluator.temperature", "decoding.temperature", "dpo.temperature", "compute.save_every"), NOT_NEGATIVE),
+    **dict.fromkeys(("sharding.data", "sharding.fsdp", "sharding.tensor"), NOT_NEGATIVE),
     **dict.fromkeys(("compute.microbatches", "compute.slots", "compute.beam_batch", "compute.score_batch"), COUNT),
 }
 
@@ -83,8 +84,6 @@ def _together(config: Config) -> Iterator[str]:
     """Faults of fields that must fit each other."""
     if config.dpo.samples % 2:
         yield f"dpo.samples: wanted an even number, to pair them; got {config.dpo.samples}"
-    if config.dpo.batch % config.compute.microbatches:
-        yield f"dpo.batch: wanted a multiple of compute.microbatches={config.compute.microbatches}; got {config.dpo.batch}"
     at_once = "compute.beam_batch" if config.decoding.proposals == "beam" else "compute.slots"
     for rows, needed in (("compute.slots", "evaluator.checkpoints"), ("compute.slots", "dpo.samples"), (at_once, "folds")):
         if _value(config, rows) < _value(config, needed):

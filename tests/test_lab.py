@@ -177,7 +177,7 @@ def test_dpo_is_trained_with_its_own_settings(lab, monkeypatch):
     section = lab.config.dpo
     section.beta, section.learning_rate, section.batch, section.epochs, section.share = 0.7, 0.123, 3, 4, 0.5
     monkeypatch.setattr(stages, "load_adapters", lambda *_: {"adapters": {"b": np.zeros((1, 2), np.float32)}})
-    monkeypatch.setattr(stages, "_with_reference", lambda bench, model, reference, chosen: chosen)
+    monkeypatch.setattr(stages, "_reference", lambda *_: [[0.0] * 9] * 2)
     chosen = [Pair(str(i), "q", "a", "b") for i in range(9)]
     monkeypatch.setattr(stages.batches, "preferences", lambda *_: None)
     (_, optimizer, beta), _ = caught(monkeypatch, "ilr_jax.stages.steps.dpo_step", lambda: lab.optimise_preferences(POLICY, chosen))
@@ -190,22 +190,36 @@ def test_dpo_is_trained_with_its_own_settings(lab, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "wanted"), (("previous", {"adapters": "the policy's"}), ("base", {})))
-def test_the_reference_of_dpo_is_the_policy_as_it_was_or_the_base(lab, monkeypatch, name, wanted):
-    lab.config.dpo.reference = name
+def test_the_reference_of_dpo_is_the_policy_as_it_was_or_the_base_and_computed_once(lab, monkeypatch, name, wanted):
+    lab.config.dpo.reference, seen = name, []
     monkeypatch.setattr(stages, "load_adapters", lambda *_: {"adapters": "the policy's"})
-    (_, _, reference, _), _ = caught(
-        monkeypatch, "ilr_jax.stages._with_reference", lambda: lab.optimise_preferences(POLICY, [Pair("0", "q", "a", "b")])
-    )
-    assert reference == wanted
+    run = lambda tree, params, batch: seen.append(tree) or np.arange(len(batch.units))
+    monkeypatch.setattr(stages.steps, "sequence_log_probs", lambda setup: run)
+    for _ in range(2):
+        assert stages._reference(lab.bench, lab.model("strong"), POLICY, [Pair("0", "q", "a", "b")]) == [[0.0], [1.0]]
+    assert seen == [wanted]
+
+
+def test_references_that_changed_are_graded_anew(tiny_config, tmp_path):
+    """An oracle's decisions rest on them, and so do all figures of a round."""
+    tiny_config.feedback = "oracle"
+    lab, gold = _labs(tiny_config, tmp_path)
+    wrong = [Label(label.example_id, "#### 123456", "weak") for label in gold]
+    replaced = lambda: lab.refine("ilr", wrong, [label.text for label in gold], None, 1, None)[1]["replaced"]
+    assert replaced() == replaced() == len(gold)
+    lab = Lab(tiny_config, tmp_path)
+    lab.d2 = [dataclasses.replace(example, reference="#### 7") for example in lab.d2]
+    lab.examples |= {example.id: example for example in lab.d2}
+    assert replaced() == 0
 
 
 def test_the_weights_of_one_base_at_a_time_are_in_memory(lab):
     weak, strong = lab.model("weak"), lab.model("strong")
     first = weak.params
-    assert weak.params is first and list(lab._loaded) == [weak]
-    assert strong.params is not first and list(lab._loaded) == [strong]
+    assert weak.params is first and list(lab.memory.held) == [weak]
+    assert strong.params is not first and list(lab.memory.held) == [strong]
     strong.release()
-    assert not lab._loaded
+    assert not lab.memory.held
 
 
 def test_dpo_goes_on_from_the_round_before_and_samples_from_it(lab, monkeypatch):

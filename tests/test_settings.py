@@ -53,7 +53,7 @@ def changed(**fields):
         ("evaluator__patience", 0, "at least 1"),
         ("dpo__samples", 5, "an even number"),
         ("dpo__share", 15.0, "0 to 1"),
-        ("compute__microbatches", 3, "dpo.batch: wanted a multiple of compute.microbatches=3"),
+        ("sharding__fsdp", -1, "at least 0; got -1"),
         ("compute__slots", 4, "compute.slots: wanted at least evaluator.checkpoints=10"),
         ("compute__beam_batch", 1, "compute.beam_batch: wanted at least folds=2"),
     ],
