@@ -1,6 +1,7 @@
 """The experiment, told in order: who writes the labels, how each method spends its rounds, and what is recorded after each of them.
 
-The work is in `lab` and `stages`, each piece on disk and shared by the methods; here is only the order (paper section 3, appendix).
+The work is in `demos`, `feedback`, `refinement` and `preference`, each piece on disk and shared by the methods; here is only the order
+(paper section 3, appendix).
 """
 
 import time
@@ -11,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ilr_jax import metrics, settings
+from ilr_jax import demos, feedback, metrics, preference, refinement, settings
 from ilr_jax.files import explained, read_json, write_json
 from ilr_jax.lab import Lab
 from ilr_jax.store import claim
@@ -26,20 +27,20 @@ BLANK = dict.fromkeys(
 
 def sft(lab: Lab) -> Iterator[Round]:
     """The baseline: the strong model, fine-tuned on the first labels."""
-    labels, facts = lab.first_labels()
+    labels, facts = demos.first_labels(lab)
     yield _measured(lab, 0, lab.fine_tune(labels), labels=labels, **facts)
 
 
 def refined(lab: Lab, method: str) -> Iterator[tuple[int, list[Label], Round]]:
     """The labels of every round, the first ones as round 0: fold models propose for each other's part, then labels are replaced."""
-    labels, facts = lab.first_labels()
+    labels, facts = demos.first_labels(lab)
     yield 0, labels, facts
-    judge = lab.evaluator() if method == "ilr" and lab.config.feedback == "evaluator" else None
+    judge = feedback.evaluator(lab) if method == "ilr" and lab.config.feedback == "evaluator" else None
     matched = method == "naive" and lab.config.naive.match_count
     counts = [facts.get("replaced") for _, _, facts in refined(lab, "ilr")] if matched else []
     for r in range(1, lab.config.rounds + 1):
-        proposals = lab.propose(labels, r)
-        labels, facts = lab.refine(method, labels, proposals, judge, r, counts[r] if matched else None)
+        proposals = refinement.propose(lab, labels, r)
+        labels, facts = refinement.refine(lab, method, labels, proposals, judge, r, counts[r] if matched else None)
         yield r, labels, facts
 
 
@@ -57,13 +58,13 @@ def naive(lab: Lab) -> Iterator[Round]:
 
 def dpo(lab: Lab) -> Iterator[Round]:
     """Preference optimisation on the same feedback: each round samples, compares, and trains the current adapter on."""
-    labels, facts = lab.first_labels()
+    labels, facts = demos.first_labels(lab)
     policy = lab.fine_tune(labels)
     yield _measured(lab, 0, policy, labels=labels, **facts)
-    judge = lab.evaluator() if lab.config.feedback == "evaluator" else None
+    judge = feedback.evaluator(lab) if lab.config.feedback == "evaluator" else None
     for r in range(1, lab.config.rounds + 1):
-        preferences, facts = lab.prefer(policy, judge, r)
-        policy = lab.optimise_preferences(policy, preferences)
+        preferences, facts = preference.prefer(lab, policy, judge, r)
+        policy = preference.optimise(lab, policy, preferences)
         yield _measured(lab, r, policy, **facts)
 
 

@@ -14,9 +14,8 @@ import pytest
 from conftest import every_label_usable, make_tiny_config
 from safetensors.numpy import load_file
 
-from ilr_jax import export, report, rounds, stages
+from ilr_jax import export, refinement, report, rounds, stages
 from ilr_jax.files import read_json
-from ilr_jax.lab import Lab
 from ilr_jax.roles import Model
 from ilr_jax.store import Store
 
@@ -84,7 +83,7 @@ def test_a_longer_record_stays_until_there_is_another_of_its_length(finished, mo
     path = finished / "runs" / "ilr-seed0.json"
     before = path.read_bytes()
     every_label_usable(monkeypatch)
-    monkeypatch.setattr(Lab, "propose", lambda *_: 1 / 0)
+    monkeypatch.setattr(refinement, "propose", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         rounds.run(make_tiny_config(tiny_models), finished)
     assert path.read_bytes() == before
