@@ -28,12 +28,12 @@ def _method(config: ConfigDict) -> None:
     config.seed = 0  # everything random follows from it
 
     config.task = ConfigDict()
-    config.task.name = "gsm8k"  # gsm8k | wordmath (embedded)
-    config.task.path = ""  # local save_to_disk folder; empty: the Hugging Face Hub
+    config.task.name = "gsm8k"  # gsm8k | bird | wordmath, minisql (made here)
+    config.task.path = ""  # local folder (gsm8k, bird: of the data; minisql: where it is made); empty: the task's usual place
     config.task.train_examples = 0  # use the first n of the train split; 0: all
     config.task.test_examples = 0  # use the first n of the test split; 0: all
-    config.task.seed = 0  # wordmath: which problems are drawn
-    config.task.grader = "numeric"  # numeric | released (the released code's string comparison)
+    config.task.seed = 0  # wordmath, minisql: which problems are drawn
+    config.task.grader = ""  # gsm8k, wordmath: numeric | released (string comparison); bird, minisql: official | strict; empty: the first
 
 
 def _models(config: ConfigDict) -> None:

@@ -77,6 +77,11 @@ class Lab:
         """Which answers are right."""
         return self.task.grade([a.text for a in answers], [self.examples[a.example_id] for a in answers])
 
+    def other_accuracies(self, answers: Sequence[Answer]) -> dict[str, float]:
+        """Share of right answers by the task's other graders, by name."""
+        grades = self.task.other_grades([a.text for a in answers], [self.examples[a.example_id] for a in answers])
+        return {name: float(np.mean(right)) for name, right in grades.items()}
+
     def grade_labels(self, labels: Sequence[Label]) -> Bool[np.ndarray, " n"]:
         """Which labels are right."""
         return self.task.grade([label.text for label in labels], [self.examples[label.example_id] for label in labels])

@@ -48,6 +48,11 @@ def interval(ends: Sequence[float] | None, sign: str = "") -> str:
     return "" if ends is None else f" [{ends[0] * 100:{sign}.1f},{ends[1] * 100:{sign}.1f}]"
 
 
+def others(accuracies: Mapping[str, float] | None) -> str:
+    """{"strict": 0.41} as `strict 41.0%`."""
+    return ", ".join(f"{name} {percent(value)}" for name, value in (accuracies or {}).items()) or "–"
+
+
 def headline(entry: Row) -> list[str]:
     """A summary entry as the cells under HEADLINE."""
     difference, labels = entry["difference"], (entry["label_accuracy_first"], entry["label_accuracy_last"])
@@ -84,7 +89,7 @@ def render(
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"percent": percent, "headline": headline, "difference": difference}
+    environment.filters |= {"percent": percent, "others": others, "headline": headline, "difference": difference}
     script = (folder / "report.js").read_text(encoding="utf-8")
     labels, left_out = browser_data(rows, audits)
     return environment.get_template("report.html.j2").render(

@@ -20,7 +20,16 @@ from ilr_jax.types import Audit, Label
 
 BASELINE = "sft"
 RIVALS = ("dpo", "naive", "sft")  # what ILR is compared with
-FIELDS = ("test_accuracy", "test_interval", "test_size", "test_right", "supervisor_accuracy", "label_accuracy", "labels")
+FIELDS = (
+    "test_accuracy",
+    "test_interval",
+    "test_size",
+    "test_right",
+    "other_accuracies",
+    "supervisor_accuracy",
+    "label_accuracy",
+    "labels",
+)
 FIELDS += ("evaluator_accuracy", "evaluator_pairs", "agreed", "unread", "compared", "preferences", "replaced", "threshold", "seconds")
 
 Row = dict[str, Any]

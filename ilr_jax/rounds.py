@@ -134,6 +134,7 @@ def _measured(lab: Lab, r: int, model: Artifact, labels: list[Label] | None = No
     interval = metrics.bootstrap_interval(right, lab.config.seed)
     row = {**BLANK, "round": r, "test_accuracy": interval.mean, "test_interval": [interval.low, interval.high], "test_size": len(right)}
     row |= {"test_right": right.tolist(), "answers": lab.relative(artifact, "answers.jsonl"), "model": lab.relative(model, "")}
+    row["other_accuracies"] = lab.other_accuracies(answers)
     if r == 0:
         row["supervisor_accuracy"] = float(np.mean(lab.grade(lab.test_supervisor())))
     if labels is not None:

@@ -8,8 +8,7 @@ from difflib import get_close_matches
 from math import inf
 from typing import Any
 
-from ilr_jax.tasks import FACTORIES
-from ilr_jax.tasks.gsm8k import GRADERS
+from ilr_jax.tasks import FACTORIES, GRADERS
 from ilr_jax.types import Config
 
 METHODS = ("sft", "ilr", "naive", "dpo")
@@ -19,7 +18,6 @@ CHOICES = {
     "demos": ("weak", "correct"),
     "alpha_of": ("disagreeing", "all", "none"),
     "task.name": tuple(FACTORIES),
-    "task.grader": tuple(GRADERS),
     **{f"{section}.optimizer": OPTIMIZERS for section in ("weak", "strong", "evaluator", "dpo")},
     "sft.normalize": ("sequence", "token"),
     **dict.fromkeys(("decoding.labels", "decoding.proposals"), ("beam", "sample")),
@@ -57,6 +55,8 @@ def check(config: Config) -> list[str]:
     faults = [_choice("method", name, METHODS, "some of ") for name in methods if name not in METHODS]
     faults += [_choice(name, value, wanted) for name, wanted in CHOICES.items() if (value := _value(config, name)) not in wanted]
     faults += [_bound(name, value, *ends) for name, ends in BOUNDS.items() if not ends[0] <= (value := _value(config, name)) <= ends[1]]
+    if (grader := config.task.grader) not in ("", *(graders := GRADERS.get(config.task.name, (grader,)))):
+        faults.append(_choice("task.grader", grader, graders))
     faults += _together(config) if not faults else []
     if faults:
         raise ValueError("\n  ".join(["the config cannot be run:", *faults]))

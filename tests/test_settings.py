@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 
 from configs import base
-from ilr_jax import rounds, settings
+from ilr_jax import rounds, settings, tasks
 from ilr_jax.models.attention import Implementation
 from ilr_jax.models.decoder import Remat
 from ilr_jax.train.optimizer import TRANSFORMS
@@ -26,7 +26,8 @@ def changed(**fields):
         ("demos", "corect", "did you mean 'correct'"),
         ("alpha_of", "disagree", "did you mean 'disagreeing'"),
         ("task__name", "gsm8", "did you mean 'gsm8k'"),
-        ("task__grader", "string", "numeric, released"),
+        ("task__grader", "string", "one of numeric, released; got 'string'"),
+        ("task__grader", "official", "numeric, released; got 'official'"),
         ("sft__normalize", "tokens", "did you mean 'token'"),
         ("decoding__proposals", "beams", "did you mean 'beam'"),
         ("decoding__labels", "samples", "did you mean 'sample'"),
@@ -62,6 +63,15 @@ def test_a_value_that_cannot_be_is_named_with_what_was_wanted(name, value, messa
     with pytest.raises(ValueError, match=message) as caught:
         settings.check(changed(**{name: value}))
     assert name.split("__")[0] in str(caught.value)
+
+
+def test_each_task_has_its_own_graders_and_the_first_is_meant_where_none_is_named():
+    assert set(tasks.GRADERS) == set(tasks.FACTORIES)
+    for name, graders in tasks.GRADERS.items():
+        for grader in ("", *graders):
+            settings.check(changed(task__name=name, task__grader=grader))
+    with pytest.raises(ValueError, match="task.grader: wanted one of official, strict; got 'numeric'"):
+        settings.check(changed(task__name="bird", task__grader="numeric"))
 
 
 def test_all_faults_come_in_one_message():

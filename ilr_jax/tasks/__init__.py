@@ -3,17 +3,22 @@
 One file a data set. A task knows no model and no tokenizer; answers are plain text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool
 
-from ilr_jax.tasks import gsm8k, wordmath
+from ilr_jax.tasks import bird, gsm8k, minisql, wordmath
 from ilr_jax.types import Example
 
-FACTORIES = {"gsm8k": gsm8k.load, "wordmath": wordmath.load}
+FACTORIES = {"gsm8k": gsm8k.load, "wordmath": wordmath.load, "bird": bird.load, "minisql": minisql.load}
+# Of each task what `task.grader` may be; the first one is meant where it is empty.
+GRADERS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("gsm8k", "wordmath"), tuple(gsm8k.GRADERS)),
+    **dict.fromkeys(("bird", "minisql"), bird.GRADERS),
+}
 
 
 @runtime_checkable
@@ -33,6 +38,10 @@ class Task(Protocol):
 
     def grade(self, answers: Sequence[str], examples: Sequence[Example]) -> Bool[np.ndarray, " n"]:
         """Whether answer i is right for example i."""
+        ...
+
+    def other_grades(self, answers: Sequence[str], examples: Sequence[Example]) -> Mapping[str, Bool[np.ndarray, " n"]]:
+        """The answers by other graders that are reported beside `grade`, by name; empty if there are none."""
         ...
 
     def agree(self, a: Sequence[str], b: Sequence[str], examples: Sequence[Example]) -> Bool[np.ndarray, " n"]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from ilr_jax.files import read_json
+from ilr_jax.tasks import saved
 from ilr_jax.types import Example
 
 HUB = ("openai/gsm8k", "main")
@@ -69,6 +69,10 @@ class Grading:
         pairs = [(read(x), read(y)) for x, y, _ in zip(a, b, examples, strict=True)]
         return np.array([x is not None and x == y for x, y in pairs], dtype=bool)
 
+    def other_grades(self, answers: Sequence[str], examples: Sequence[Example]) -> dict[str, Bool[np.ndarray, " n"]]:
+        """None: the released grader is there to compare with published figures, not to be reported beside the other."""
+        return {}
+
     def usable(self, answer: str) -> bool:
         """Whether the answer may be trained on: one without `####` may not, yet it stays in the pool that is refined."""
         return "####" in answer
@@ -109,23 +113,9 @@ class GSM8K(Grading):
 
 def _rows(path: str | None, split: str) -> Any:
     """One split with the two columns, not empty."""
-    where = path or HUB[0]
-    rows: Any = _saved(_folder(Path(path), split)) if path else _fetched(split)
-    if missing := [column for column in COLUMNS if column not in rows.column_names]:
-        raise ValueError(f"{where}, {split}: wanted columns {COLUMNS}, missing {missing}, found {rows.column_names}; rename them")
-    if not len(rows):
-        raise ValueError(f"{where}, {split}: the split is empty; wanted at least one row")
-    return rows
-
-
-def _saved(folder: Path) -> Any:
-    """One split that `save_to_disk` wrote; `datasets` is imported late because only this task needs it."""
-    import datasets
-
-    try:
-        return datasets.load_from_disk(str(folder))
-    except (OSError, ValueError) as error:  # pyarrow's errors among them
-        raise ValueError(f"{folder} cannot be read ({error}); if it is damaged, save it again") from error
+    if path:
+        return saved.read(Path(path), split, COLUMNS)
+    return saved.checked(_fetched(split), f"{HUB[0]}, {split}", COLUMNS)
 
 
 def _fetched(split: str) -> Any:
@@ -141,26 +131,11 @@ def _fetched(split: str) -> Any:
         ) from error
 
 
-def _field(path: Path, name: str) -> Any:
-    found = read_json(path)
-    if not isinstance(found, dict) or name not in found:
-        raise ValueError(f"{path}: wanted an object with {name!r}, got {found!r:.80}; the folder is damaged, save it again")
-    return found[name]
-
-
-def _folder(path: Path, split: str) -> Path:
-    """The folder of one split of a saved DatasetDict."""
-    listing = path / "dataset_dict.json"
-    if not listing.is_file():
-        raise ValueError(f"task.path={str(path)!r}: wanted a folder that DatasetDict.save_to_disk wrote, with splits train and test")
-    if split not in (found := _field(listing, "splits")):
-        raise ValueError(f"{path}: no split {split!r}; found {', '.join(found)}")
-    # `datasets` writes an empty split without a data file, and then fails to read it.
-    if not _field(path / split / "state.json", "_data_files"):
-        raise ValueError(f"{path}, {split}: the split is empty; wanted at least one row")
-    return path / split
-
-
 def load(config: Any) -> GSM8K:
     """The task as `config` (`path`, `train_examples`, `test_examples`, `grader`) describes it; empty path: Hub, no or 0 examples: all."""
-    return GSM8K(path=config.path or None, train_examples=config.train_examples, test_examples=config.test_examples, grader=config.grader)
+    return GSM8K(
+        path=config.path or None,
+        train_examples=config.train_examples,
+        test_examples=config.test_examples,
+        grader=config.grader or "numeric",
+    )
