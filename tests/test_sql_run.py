@@ -1,6 +1,6 @@
 """Text to SQL through the method, with made-up models: what they write is run, graded by both graders, compared, replaced and recorded."""
 
-from ilr_jax import report, rounds
+from ilr_jax import demos, lab, refinement, report, rounds
 from ilr_jax.files import read_json
 from ilr_jax.types import Answer, Artifact
 
@@ -18,9 +18,14 @@ def made_up_models(patch, workdir):
     def artifact(name, groups=()):
         return Artifact(str(workdir / "stages" / name), name, {"digest": name, "answers": list(answers(name, groups))})
 
-    patch.setattr("ilr_jax.lab.fine_tune", lambda bench, model, section, name, *_: artifact(name))
-    patch.setattr("ilr_jax.lab.answer", lambda bench, model, name, groups, *_, **__: artifact(name, groups))
-    patch.setattr("ilr_jax.lab.answers_of", lambda made: made.manifest["answers"])
+    made_up = {
+        "fine_tune": lambda bench, model, section, name, *_: artifact(name),
+        "answer": lambda bench, model, name, groups, *_, **__: artifact(name, groups),
+        "answers_of": lambda made: made.manifest["answers"],
+    }
+    for room in (lab, demos, refinement):
+        for name, function in made_up.items():
+            patch.setattr(room, name, function, raising=False)
 
 
 def test_the_method_runs_on_sql_and_records_both_graders(tiny_config, tmp_path, monkeypatch):
