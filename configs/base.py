@@ -19,7 +19,8 @@ def get_config() -> Any:
 def _method(config: ConfigDict) -> None:
     config.method = "ilr"  # sft | ilr | naive | dpo; several, separated by commas, share their common stages
     config.feedback = "evaluator"  # evaluator (unreliable) | oracle (grades of the task)
-    config.demos = "weak"  # weak (the supervisor's labels) | correct (only those graded right)
+    config.demos = "weak"  # weak (the supervisor's labels) | correct (only those graded right) | given (those that came with the data)
+    config.given = "untrusted"  # demos=given: which of them are refined: untrusted (of rows without a trusted reference) | all
     config.rounds = 6  # rounds of ilr, naive and dpo
     config.folds = 2  # ilr, naive: parts of the labels; a part's proposals come from a model trained on the others
     config.alpha = 0.15  # at most this share of labels changes in a round
@@ -27,12 +28,18 @@ def _method(config: ConfigDict) -> None:
     config.seed = 0  # everything random follows from it
 
     config.task = ConfigDict()
-    config.task.name = "gsm8k"  # gsm8k | wordmath (embedded)
-    config.task.path = ""  # local save_to_disk folder; empty: the Hugging Face Hub
+    config.task.name = "gsm8k"  # gsm8k | wordmath (embedded) | jsonl (your own data: docs/data.md)
+    config.task.path = ""  # local save_to_disk folder; empty: the Hugging Face Hub. jsonl: a file, a folder or a Hub id, @SPLIT behind it
+    config.task.test_path = ""  # jsonl: the test split, likewise; empty: the split "test" of path if it has one
+    config.task.columns = ""  # jsonl: what the data calls the columns: question=query,answer=response; empty: found by their names
+    config.task.answers = "trusted"  # jsonl: the answers are trusted (references) | given (unchecked, but for rows that are marked)
     config.task.train_examples = 0  # use the first n of the train split; 0: all
     config.task.test_examples = 0  # use the first n of the test split; 0: all
     config.task.seed = 0  # wordmath: which problems are drawn
-    config.task.grader = "numeric"  # numeric | released (the released code's string comparison)
+    config.task.grader = (
+        "numeric"  # numeric | released (the released code's string comparison); jsonl: exact | numeric | regex | MODULE:FUNCTION
+    )
+    config.task.pattern = ""  # jsonl, regex: the expression whose first group is compared
 
 
 def _models(config: ConfigDict) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Bool
 from ilr_jax import evaluator as evaluators
 from ilr_jax import tasks
 from ilr_jax.files import read_rows, write_rows
-from ilr_jax.refine import judge, methods, pairs, select, split
+from ilr_jax.refine import audit, judge, methods, pairs, split
 from ilr_jax.roles import Model, fingerprint
 from ilr_jax.sample.beam import BeamSettings
 from ilr_jax.sample.rollout import SamplingSettings
@@ -22,6 +22,7 @@ from ilr_jax.store import Store
 from ilr_jax.types import Answer, Artifact, Audit, Config, Decision, Example, Label, Pair
 
 Facts = Mapping[str, Any]
+ORIGINS = {"weak": "the weak supervisor's answer", "given": "came with the data"}
 
 
 class Lab:
@@ -31,9 +32,11 @@ class Lab:
         self.config, self.workdir = config, workdir
         self.bench = Bench(Store(workdir), config)
         self.task = tasks.load(config.task)
-        self.d1, self.d2 = split.train_split(self.task.train(), config.seed)
+        self.d1, self.d2 = split.parts(self.task.train(), config.demos, config.given, config.seed)
         self.tests = self.task.test()
         self.examples = {example.id: example for example in [*self.d1, *self.d2, *self.tests]}
+        references = fingerprint([[e.id, e.reference] for e in [*self.d1, *self.d2]])  # a file may change under its name
+        self.task_settings = {**config.task.to_dict(), "references": references}
         self._models: dict[str, Model] = {}
 
     def model(self, role: str) -> Model:
@@ -43,21 +46,27 @@ class Lab:
             self._models[source] = Model(source, self.bench.dtype)
         return self._models[source]
 
+    @property
+    def roles(self) -> list[str]:
+        """The models that are needed: given demonstrations need no supervisor, but where the evaluator learns from its answers."""
+        evaluator = self.config.feedback == "evaluator"
+        return ["weak"] * (evaluator or self.config.demos != "given") + ["strong"] + ["evaluator"] * evaluator
+
     def check(self) -> None:
         """Raise ValueError for what would fail later: weights that do not fit their config, a missing reference, a text too long."""
-        self.bench.check([self.model(role).config for role in ("weak", "strong", "evaluator")])
+        split.check_parts(self.d1, self.d2, self.config.demos, self.config.feedback)
+        self.bench.check([self.model(role).config for role in self.roles])
         most = self.config.sft.max_length
-        for role in ("weak", "strong", "evaluator"):
+        for role in self.roles:
             self.model(role).check_weights()
-        for example in [*self.d1, *self.tests]:
-            reference(example)
         if len(self.d2) < self.config.folds:
             raise ValueError(f"folds={self.config.folds}: wanted at most the {len(self.d2)} examples to be labelled; use more of them")
-        if self.config.feedback == "evaluator":
-            compared = [(e.prompt, reference(e)) for e in self.d1] + [(e.prompt, "") for e in self.d2]
+        if "evaluator" in self.roles:
+            compared = [(e.prompt, reference(e)) for e in self.d1] + [(e.prompt, e.given or "") for e in self.d2]
             self.model("evaluator").check_comparisons(compared, self.config.decoding.max_new_tokens)
-        self.model("weak").check_prompts([*self.d1, *self.d2], most)
-        self.model("weak").check_prompts(self.tests)
+        if "weak" in self.roles:
+            self.model("weak").check_prompts([*self.d1, *self.d2], most)
+            self.model("weak").check_prompts(self.tests)
         self.model("strong").check_prompts(self.d2, most)
         self.model("strong").check_prompts(self.tests)
 
@@ -66,6 +75,10 @@ class Lab:
         return (Path(artifact.folder) / file).relative_to(self.workdir).as_posix()
 
     # What is right: for reports, oracles and the evaluator's data only.
+
+    def known(self, items: Sequence[Any]) -> list[Any]:
+        """The answers or labels whose example has a reference, so that they can be graded."""
+        return [item for item in items if self.examples[item.example_id].reference is not None]
 
     def grade(self, answers: Sequence[Answer]) -> Bool[np.ndarray, " n"]:
         """Which answers are right."""
@@ -104,19 +117,27 @@ class Lab:
         return answers_of(answer(self.bench, self.model("weak"), "weak-test", [self.tests], self._beam(), self.weak_supervisor()))
 
     def first_labels(self) -> tuple[list[Label], Facts]:
-        """The unreliable demonstrations: the weak supervisor's answers to the unlabelled half, or those of them that are right."""
-        answers, settings = self.weak_labels(), {"demos": self.config.demos, "task": self.config.task.to_dict()}
+        """The unreliable demonstrations: the data's own, or the weak supervisor's answers, all or those that are right."""
+        given, inputs = self._demonstrations()
+        settings = {"demos": self.config.demos, "task": self.task_settings}
 
         def build(folder: Path) -> None:
-            given = [Label(a.example_id, a.text, "weak") for a in answers_of(answers)]
-            labels, decisions = given, [Decision(x.example_id, 0, x.text, "", False, "the weak supervisor's answer") for x in given]
+            labels, decisions = given, [Decision(x.example_id, 0, x.text, "", False, ORIGINS[x.source]) for x in given]
             if self.config.demos == "correct":
                 labels, decisions = methods.correct_demos(given, self.grade_labels(given))
             write_rows(folder / "labels.jsonl", labels)
             write_rows(folder / "audit.jsonl", self._audit(given, given, decisions))
 
-        artifact = self.bench.run("first-labels", settings, {"answers": answers.manifest["digest"]}, build)
+        artifact = self.bench.run("first-labels", settings, inputs, build)
         return read_rows(Path(artifact.folder) / "labels.jsonl", Label), {"label_file": self.relative(artifact, "labels.jsonl")}
+
+    def _demonstrations(self) -> tuple[list[Label], Mapping[str, str]]:
+        """The labels before anyone has looked at them, and the hash of where they come from."""
+        if self.config.demos == "given":
+            given = [Label(e.id, e.given or "", "given") for e in self.d2]
+            return given, {"given": fingerprint([[x.example_id, x.text] for x in given])}
+        answers = self.weak_labels()
+        return [Label(a.example_id, a.text, "weak") for a in answers_of(answers)], {"answers": answers.manifest["digest"]}
 
     def evaluator(self) -> Artifact:
         """The comparison model, trained on answers of the weak model's snapshots to the first half, all snapshots sampled in one pass."""
@@ -182,16 +203,16 @@ class Lab:
         """The labels after round `r` of `method`, and what happened; the stage keeps both, and an audit of every label."""
         c = self.config
         settings = {"method": method, "round": r, "alpha": c.alpha, "alpha_of": c.alpha_of, "match": match}
-        settings |= {"feedback": c.feedback, "oracle": c.oracle.to_dict(), "task": c.task.to_dict()}
+        settings |= {"feedback": c.feedback, "oracle": c.oracle.to_dict(), "task": self.task_settings}
         inputs = {"labels": fingerprint([[x.example_id, x.text, x.source, x.round] for x in labels]), "proposals": fingerprint(proposals)}
         inputs |= {"evaluator": evaluator.manifest["digest"]} if evaluator else {}
 
         def build(folder: Path) -> Facts:
             after, decisions = self._decide(method, labels, proposals, evaluator, r, match)
-            audit = self._audit(labels, after, decisions)
+            rows = self._audit(labels, after, decisions)
             write_rows(folder / "labels.jsonl", after)
-            write_rows(folder / "audit.jsonl", audit)
-            return _facts(method, audit)
+            write_rows(folder / "audit.jsonl", rows)
+            return audit.facts(method, rows)
 
         artifact = self.bench.run("refine", settings, inputs, build)
         files = {"audit": self.relative(artifact, "audit.jsonl"), "label_file": self.relative(artifact, "labels.jsonl")}
@@ -209,17 +230,13 @@ class Lab:
         return methods.ilr_round(labels, proposals, examples, self.task.agree, self.score_fn(evaluator), r, c.alpha, c.alpha_of)
 
     def _audit(self, before: Sequence[Label], after: Sequence[Label], decisions: Sequence[Decision]) -> list[Audit]:
-        """The decisions beside the prompts and grades that the report shows."""
+        """The decisions beside the prompts and grades that the report shows; no grade where there is no reference."""
         examples = [self.examples[label.example_id] for label in before]
-        was, would = (self.task.grade(texts, examples).tolist() for texts in ([x.text for x in before], [d.proposal for d in decisions]))
-        rows = zip(decisions, examples, after, was, would, strict=True)
-        return [
-            Audit(
-                d.example_id, d.round, e.prompt, d.before, d.proposal, label.text, d.accepted, d.reason,
-                d.accept, d.reject, d.score, d.threshold, right, better if d.proposal else None,
-            )
-            for d, e, label, right, better in rows
-        ]  # fmt: skip
+        graded = [self.task.grade(texts, examples) for texts in ([x.text for x in before], [d.proposal for d in decisions])]
+        was, would = (
+            [bool(right) if e.reference is not None else None for right, e in zip(side, examples, strict=True)] for side in graded
+        )
+        return audit.audited(decisions, examples, after, was, would)
 
     # A DPO round (paper appendix).
 
@@ -231,7 +248,7 @@ class Lab:
         answers = answers_of(sampled)
         texts = np.array([a.text for a in answers], object).reshape(len(self.d2), c.samples).tolist()
         compared = pairs.disjoint_pairs(self.d2, texts)
-        settings = {"share": c.share, "scoring": c.scoring, "round": r, "task": self.config.task.to_dict()}
+        settings = {"share": c.share, "scoring": c.scoring, "round": r, "task": self.task_settings}
         inputs = {"samples": sampled.manifest["digest"]} | ({"evaluator": evaluator.manifest["digest"]} if evaluator else {})
 
         def build(folder: Path) -> Facts:
@@ -266,22 +283,3 @@ def reference(example: Example) -> str:
             f"example {example.id!r} has no reference answer, which is needed to train and to grade; add it or drop the example"
         )
     return example.reference
-
-
-def _facts(method: str, audit: Sequence[Audit]) -> dict[str, Any]:
-    """What a round did, in numbers; agreed, unread and compared labels are all labels, but for naive, which looks at none."""
-    agreed, unread = (sum(row.reason == select.REASONS[how] for row in audit) for how in ("agrees", "unread"))
-    asked = [row for row in audit if row.score is not None]
-    was, would = (np.array([bool(getattr(row, side)) for row in asked]) for side in ("before_correct", "proposal_correct"))
-    right, n = judge.evaluator_accuracy(np.array([row.score for row in asked]), was, would) if asked else (None, 0)
-    flags = [np.array([bool(getattr(row, side)) for row in audit]) for side in ("before_correct", "proposal_correct", "accepted")]
-    return {
-        "agreed": agreed if method == "ilr" else None,
-        "unread": unread,
-        "compared": len(audit) - agreed - unread if method == "ilr" else 0,
-        "replaced": sum(row.accepted for row in audit),
-        "threshold": asked[0].threshold if asked else None,
-        "evaluator_accuracy": right,
-        "evaluator_pairs": n,
-        "flows": select.label_flows(*flags),
-    }
