@@ -5,8 +5,8 @@ Command:   ilr run --config=configs/jsonl.py --config.task.path=FILE --workdir=r
            with real models: --config.weak.model=google/gemma-2b --config.evaluator.model=google/gemma-2b
            --config.strong.model=mistralai/Mistral-7B-v0.1, and the learning rates and lengths of configs/base.py
 Hardware:  two CPU cores for a try-out with the embedded models, which know little but word problems; with real models that of gsm8k.py
-Hours:     TIME
-Expected:  EXPECTED
+Hours:     45 min for 800 rows, timed once on two cores that a dozen other programs shared; with the cores to itself it takes less
+Expected:  docs/data.md, at the end: on made-up noise the share of right labels rises from 66.5 % to 74.0 % in three rounds
 """
 
 from configs import quickstart

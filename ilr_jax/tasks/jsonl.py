@@ -68,17 +68,13 @@ class Split:
         marked = shapes.optional(values, "reference")
         blank = marked is not None and values.get(self.shape.answer) in (None, "")  # a row may have a reference instead of an answer
         prompt, answer = shapes.read(values, self.shape, self.shape.answer in self.names and not blank)
-        reference = marked or (answer if self._trusted(values) else None)
+        trusted = _flag(values.get("trusted"))
+        reference = marked or (answer if trusted or self.answers == "trusted" else None)
+        if trusted and reference is None:
+            raise ValueError("is marked as trusted, but has no answer")
         if reference is not None and self.grader.judge is None and self.grader.read(reference) is None:
             raise ValueError(f"the grader {self.grader.name!r} reads nothing in the reference {reference[-60:]!r}")
         return Example(self._id(number, values), prompt, reference, NAME, given=answer if self.answers == "given" else None)
-
-    def _trusted(self, values: Mapping[str, Any]) -> bool:
-        flag = values.get("trusted")
-        flag = FLAGS.get(flag.strip().lower(), flag) if isinstance(flag, str) else flag
-        if flag is not None and not isinstance(flag, bool):
-            raise ValueError(f"trusted: wanted true or false, got {flag!r:.40}")
-        return bool(flag) or self.answers == "trusted"
 
     def _id(self, number: int, values: Mapping[str, Any]) -> str:
         """The row's own id, else its number, which stays when its text changes; test ids begin with `test-`."""
@@ -88,6 +84,13 @@ class Split:
         if isinstance(name, bool) or not isinstance(name, str | int) or not str(name).strip():
             raise ValueError(f"id: wanted text or a whole number, got {'null' if name is None else repr(name)}")
         return f"test-{name}" if self.name == "test" else str(name)
+
+
+def _flag(value: Any) -> bool:
+    flag = FLAGS.get(value.strip().lower(), value) if isinstance(value, str) else value
+    if flag is not None and not isinstance(flag, bool):
+        raise ValueError(f"trusted: wanted true or false, got {flag!r:.40}")
+    return bool(flag)
 
 
 def load(config: Any) -> OwnData:

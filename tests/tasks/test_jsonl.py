@@ -129,6 +129,7 @@ def test_a_long_list_of_faults_is_cut_and_counted(tmp_path):
         ([{"question": "q", "answer": "a"}], {"columns": "answer"}, "wanted OURS=COLUMN"),
         ([{"question": "q", "answer": "a"}], {"grader": "no_such_module:f"}, "No module named 'no_such_module'"),
         ([{"question": "q", "answer": "a"}], {"test_path": "no/such.jsonl"}, "no/such.jsonl: wanted a file of data"),
+        ([{"question": "q", "trusted": True}], {}, "F:1: is marked as trusted, but has no answer"),
         ([], {}, "F: the file has no row"),
     ],
 )
