@@ -20,7 +20,8 @@ def get_config() -> Any:
 def _method(config: ConfigDict) -> None:
     config.method = "ilr"  # sft | ilr | naive | dpo; several, separated by commas, share their common stages
     config.feedback = "evaluator"  # evaluator (unreliable) | oracle (grades of the task)
-    config.demos = "weak"  # weak (the supervisor's labels) | correct (only those graded right)
+    config.demos = "weak"  # weak (the supervisor's labels) | correct (only those graded right) | given (those that came with the data)
+    config.given = "untrusted"  # demos=given: which of them are refined: untrusted (of rows without a trusted reference) | all
     config.rounds = 6  # rounds of ilr, naive and dpo
     config.folds = 2  # ilr, naive: parts of the labels; a part's proposals come from a model trained on the others
     config.alpha = 0.15  # at most this share of labels changes in a round
@@ -28,12 +29,19 @@ def _method(config: ConfigDict) -> None:
     config.seed = 0  # everything random follows from it
 
     config.task = ConfigDict()
-    config.task.name = "gsm8k"  # gsm8k | bird | wordmath, minisql (made here)
-    config.task.path = ""  # local folder (gsm8k, bird: of the data; minisql: where it is made); empty: the task's usual place
+    config.task.name = "gsm8k"  # gsm8k | bird | jsonl (your own data: docs/data.md) | wordmath, minisql (made here)
+    # Local folder of the data (minisql: where it is made); jsonl: a file, a folder or a Hub id, @SPLIT behind it; empty: the usual place
+    config.task.path = ""
+    config.task.test_path = ""  # jsonl: the test split, likewise; empty: the split "test" of path if it has one
+    config.task.columns = ""  # jsonl: what the data calls the columns: question=query,answer=response; empty: found by their names
+    config.task.answers = "trusted"  # jsonl: the answers are trusted (references) | given (unchecked, but for rows that are marked)
     config.task.train_examples = 0  # use the first n of the train split; 0: all
     config.task.test_examples = 0  # use the first n of the test split; 0: all
     config.task.seed = 0  # wordmath, minisql: which problems are drawn
-    config.task.grader = ""  # gsm8k, wordmath: numeric | released (string comparison); bird, minisql: official | strict; empty: the first
+    # gsm8k, wordmath: numeric | released (string comparison); bird, minisql: official | strict; jsonl: exact | numeric | regex |
+    # MODULE:FUNCTION. Empty: the first
+    config.task.grader = ""
+    config.task.pattern = ""  # jsonl, regex: the expression whose first group is compared
 
 
 def _models(config: ConfigDict) -> None:

@@ -153,7 +153,7 @@ def _run_lines(workdir: Path) -> Iterator[str]:
         record = read_json(path)
         last = record["rounds"][-1]
         state = "finished" if record["finished"] else "unfinished"
-        figures = f"test accuracy {last['test_accuracy']:.1%}"
+        figures = f"test accuracy {last['test_accuracy']:.1%}" if last["test_accuracy"] is not None else "test accuracy not known"
         figures += f", labels right {last['label_accuracy']:.1%}" if last["label_accuracy"] is not None else ""
         yield f"{record['method']} seed {record['seed']}: {state}, rounds 0 to {last['round']} done, {figures}, {record['seconds']:.0f} s"
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from ilr_jax import tasks
-from ilr_jax.refine import split
+from ilr_jax.refine import audit, split
 from ilr_jax.roles import Memory, Model, fingerprint, layout
 from ilr_jax.sample.beam import BeamSettings
 from ilr_jax.sample.rollout import SamplingSettings
@@ -31,11 +31,11 @@ class Lab:
         self.config, self.workdir = config, workdir
         self.bench, self.memory = Bench(Store(workdir), config), Memory()
         self.task = tasks.load(config.task)
-        self.d1, self.d2 = split.train_split(self.task.train(), config.seed)
+        self.d1, self.d2 = split.parts(self.task.train(), config.demos, config.given, config.seed)
         self.tests = self.task.test()
         self.examples = {example.id: example for example in [*self.d1, *self.d2, *self.tests]}
         self._models: dict[str, Model] = {}
-        self.bench.layout = self.memory.layout = layout(config.sharding, *map(self.model, ("strong", "weak", "evaluator")))
+        self.bench.layout = self.memory.layout = layout(config.sharding, {role: self.model(role) for role in self.roles})
 
     def model(self, role: str) -> Model:
         """The base model of `weak`, `strong` or `evaluator`; one copy where two roles share it."""
@@ -44,21 +44,27 @@ class Lab:
             self._models[source] = Model(source, self.bench.dtype, self.memory)
         return self._models[source]
 
+    @property
+    def roles(self) -> list[str]:
+        """The models that are needed: given demonstrations need no supervisor, but where the evaluator learns from its answers."""
+        evaluator = self.config.feedback == "evaluator"
+        return ["weak"] * (evaluator or self.config.demos != "given") + ["strong"] + ["evaluator"] * evaluator
+
     def check(self) -> None:
         """Raise ValueError for what would fail later: weights that do not fit their config, a missing reference, a text too long."""
-        self.bench.check([self.model(role).config for role in ("weak", "strong", "evaluator")])
+        split.check_parts(self.d1, self.d2, self.config.demos, self.config.feedback)
+        self.bench.check([self.model(role).config for role in self.roles])
         most = self.config.sft.max_length
-        for role in ("weak", "strong", "evaluator"):
+        for role in self.roles:
             self.model(role).check_weights()
-        for example in [*self.d1, *self.tests]:
-            reference(example)
         if len(self.d2) < self.config.folds:
             raise ValueError(f"folds={self.config.folds}: wanted at most the {len(self.d2)} examples to be labelled; use more of them")
-        if self.config.feedback == "evaluator":
-            compared = [(e.prompt, reference(e)) for e in self.d1] + [(e.prompt, "") for e in self.d2]
+        if "evaluator" in self.roles:
+            compared = [(e.prompt, reference(e)) for e in self.d1] + [(e.prompt, e.given or "") for e in self.d2]
             self.model("evaluator").check_comparisons(compared, self.config.decoding.max_new_tokens)
-        self.model("weak").check_prompts([*self.d1, *self.d2], most)
-        self.model("weak").check_prompts(self.tests)
+        if "weak" in self.roles:
+            self.model("weak").check_prompts([*self.d1, *self.d2], most)
+            self.model("weak").check_prompts(self.tests)
         self.model("strong").check_prompts(self.d2, most)
         self.model("strong").check_prompts(self.tests)
 
@@ -71,7 +77,12 @@ class Lab:
     @cached_property
     def graded(self) -> dict[str, str]:
         """What grades of the half to be labelled depend on, as an input of the stages that hold some."""
-        return {"graded": fingerprint([self.config.task.name, self.config.task.grader, [[e.id, e.prompt, e.reference] for e in self.d2]])}
+        c, references = self.config.task, [[e.id, e.prompt, e.reference] for e in self.d2]
+        return {"graded": fingerprint([c.name, c.grader, c.pattern, references])}
+
+    def known(self, items: Sequence[Any]) -> list[Any]:
+        """The answers or labels whose example has a reference, so that they can be graded."""
+        return [item for item in items if self.examples[item.example_id].reference is not None]
 
     def grade(self, answers: Sequence[Answer]) -> Bool[np.ndarray, " n"]:
         """Which answers are right."""
@@ -142,18 +153,14 @@ class Lab:
 
     # What a round leaves behind.
 
-    def audit(self, before: Sequence[Label], after: Sequence[Label], decisions: Sequence[Decision]) -> list[Audit]:
-        """The decisions beside the prompts and grades that the report shows."""
+    def audited(self, before: Sequence[Label], after: Sequence[Label], decisions: Sequence[Decision]) -> list[Audit]:
+        """The decisions beside the prompts and grades that the report shows; no grade where there is no reference."""
         examples = [self.examples[label.example_id] for label in before]
-        was, would = (self.task.grade(texts, examples).tolist() for texts in ([x.text for x in before], [d.proposal for d in decisions]))
-        rows = zip(decisions, examples, after, was, would, strict=True)
-        return [
-            Audit(
-                d.example_id, d.round, e.prompt, d.before, d.proposal, label.text, d.accepted, d.reason,
-                d.accept, d.reject, d.score, d.threshold, right, better if d.proposal else None,
-            )
-            for d, e, label, right, better in rows
-        ]  # fmt: skip
+        graded = [self.task.grade(texts, examples) for texts in ([x.text for x in before], [d.proposal for d in decisions])]
+        was, would = (
+            [bool(right) if e.reference is not None else None for right, e in zip(side, examples, strict=True)] for side in graded
+        )
+        return audit.audited(decisions, examples, after, was, would)
 
 
 def reference(example: Example) -> str:

@@ -69,7 +69,9 @@ def headline(entry: Row) -> list[str]:
 
 
 def supervisor(summary: Sequence[Row]) -> str:
-    """The line about the weak supervisors behind all series; empty for runs that do not tell."""
+    """The line about the weak supervisors behind all series, or that nothing was tested; empty for runs that do not tell."""
+    if all(entry["test_accuracy"] is None for entry in summary):
+        return "test accuracy is not known: the data has no test split with trusted references"
     known = dict.fromkeys(percent(value) for entry in summary if (value := entry["supervisor_accuracy"]) is not None)
     return f"the supervisor's own test accuracy: {', '.join(known)}" if known else ""
 

@@ -6,17 +6,14 @@ From: paper section 3.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from ilr_jax import feedback
 from ilr_jax.files import read_rows, write_rows
 from ilr_jax.lab import Facts, Lab
-from ilr_jax.refine import judge, methods, select, split
+from ilr_jax.refine import audit, methods, split
 from ilr_jax.roles import fingerprint
 from ilr_jax.stages import answer, answers_of, fine_tune
-from ilr_jax.types import Artifact, Audit, Label
+from ilr_jax.types import Artifact, Label
 
 
 def propose(lab: Lab, labels: Sequence[Label], r: int) -> list[str]:
@@ -49,10 +46,10 @@ def refine(
 
     def build(folder: Path) -> Facts:
         after, decisions = _decide(lab, method, labels, proposals, evaluator, r, match)
-        audit = lab.audit(labels, after, decisions)
+        rows = lab.audited(labels, after, decisions)
         write_rows(folder / "labels.jsonl", after)
-        write_rows(folder / "audit.jsonl", audit)
-        return _facts(method, audit)
+        write_rows(folder / "audit.jsonl", rows)
+        return audit.facts(method, rows)
 
     artifact = lab.bench.run("refine", settings, inputs, build)
     files = {"audit": lab.relative(artifact, "audit.jsonl"), "label_file": lab.relative(artifact, "labels.jsonl")}
@@ -70,22 +67,3 @@ def _decide(
         return methods.oracle_round(labels, proposals, examples, lab.task.agree, lab.task.grade, r, c.seed, c.alpha, capped)
     score_fn = feedback.score_fn(lab, evaluator)
     return methods.ilr_round(labels, proposals, examples, lab.task.agree, score_fn, r, c.alpha, c.alpha_of)
-
-
-def _facts(method: str, audit: Sequence[Audit]) -> dict[str, Any]:
-    """What a round did, in numbers; agreed, unread and compared labels are all labels, but for naive, which looks at none."""
-    agreed, unread = (sum(row.reason == select.REASONS[how] for row in audit) for how in ("agrees", "unread"))
-    asked = [row for row in audit if row.score is not None]
-    was, would = (np.array([bool(getattr(row, side)) for row in asked]) for side in ("before_correct", "proposal_correct"))
-    right, n = judge.evaluator_accuracy(np.array([row.score for row in asked]), was, would) if asked else (None, 0)
-    flags = [np.array([bool(getattr(row, side)) for row in audit]) for side in ("before_correct", "proposal_correct", "accepted")]
-    return {
-        "agreed": agreed if method == "ilr" else None,
-        "unread": unread,
-        "compared": len(audit) - agreed - unread if method == "ilr" else 0,
-        "replaced": sum(row.accepted for row in audit),
-        "threshold": asked[0].threshold if asked else None,
-        "evaluator_accuracy": right,
-        "evaluator_pairs": n,
-        "flows": select.label_flows(*flags),
-    }

@@ -54,15 +54,15 @@ class Memory:
 UNKNOWN_MEMORY = 16 * 2**30  # bytes of a device that does not say, such as a CPU
 
 
-def layout(wanted: Config, strong: "Model", weak: "Model", evaluator: "Model") -> Layout | None:
+def layout(wanted: Config, models: Mapping[str, "Model"]) -> Layout | None:
     """The layout that the section `sharding` asks for; what it leaves open is chosen for the models' weights and the evaluator's training.
 
     All weights of the evaluator train: weights, gradient, two moments and the best state, in float32. Raises ValueError for what cannot be
     split.
     """
-    stats, each = jax.local_devices()[0].memory_stats() or {}, np.dtype(strong.dtype).itemsize
-    largest = max(strong.size * each, weak.size * each, evaluator.size * 20)
-    units = [model.config.units for model in (strong, weak, evaluator)]
+    stats = jax.local_devices()[0].memory_stats() or {}
+    largest = max(model.size * (20 if role == "evaluator" else np.dtype(model.dtype).itemsize) for role, model in models.items())
+    units = [model.config.units for model in models.values()]
     sizes = {"data": wanted.data, "fsdp": wanted.fsdp, "tensor": wanted.tensor}
     return sharding.choose(sizes, wanted.rules.to_dict(), units, largest, stats.get("bytes_limit", UNKNOWN_MEMORY))
 

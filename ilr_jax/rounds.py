@@ -22,6 +22,7 @@ Round = Mapping[str, Any]
 BLANK = dict.fromkeys(
     ("label_accuracy", "labels", "label_file", "evaluator_accuracy", "evaluator_pairs", "agreed", "unread", "compared", "preferences")
     + ("replaced", "threshold", "flows", "audit", "supervisor_accuracy")
+    + ("test_accuracy", "test_interval", "test_size", "test_right", "answers")
 )
 
 
@@ -119,25 +120,33 @@ def _record(lab: Lab, name: str, title: str) -> None:
             write_json(
                 path, record | {"config": old.get("config", _resolved(lab)), "seconds": sum(lab.bench.spent.values()), "rounds": done}
             )
-        lab.bench.say(f"test accuracy {facts['test_accuracy']:.1%}" + _label_line(facts))
+        lab.bench.say(_line(facts))
 
 
-def _label_line(facts: Round) -> str:
-    line = f", labels right {facts['label_accuracy']:.1%}" if facts["label_accuracy"] is not None else ""
-    return line + (f", evaluator right {facts['evaluator_accuracy']:.1%}" if facts["evaluator_accuracy"] is not None else "")
+def _line(facts: Round) -> str:
+    names = {"test_accuracy": "test accuracy", "label_accuracy": "labels right", "evaluator_accuracy": "evaluator right"}
+    known = [f"{what} {facts[name]:.1%}" for name, what in names.items() if facts[name] is not None]
+    return ", ".join(known) or "done; without trusted references nobody knows what is right"
 
 
 def _measured(lab: Lab, r: int, model: Artifact, labels: list[Label] | None = None, **facts: Any) -> Round:
-    """A round's row: the model (in round 0 the supervisor too) on the test split, the labels against the references, facts."""
+    """A round's row: the model (in round 0 the supervisor too) on the test split, the labels against the references, facts.
+
+    What cannot be known is null: there may be no test split, and no reference for any label.
+    """
+    row = {**BLANK, "round": r, "model": lab.relative(model, ""), **(_tested(lab, model) if lab.tests else {})}
+    if r == 0 and lab.tests and lab.config.demos != "given":
+        row["supervisor_accuracy"] = float(np.mean(lab.grade(lab.test_supervisor())))
+    if labels is not None:
+        grades = lab.grade_labels(lab.known(labels))
+        row |= {"label_accuracy": float(np.mean(grades)) if len(grades) else None, "labels": len(labels)}
+    return row | facts
+
+
+def _tested(lab: Lab, model: Artifact) -> Round:
     answers, artifact = lab.test(model)
     right = lab.grade(answers)
     interval = metrics.bootstrap_interval(right, lab.config.seed)
-    row = {**BLANK, "round": r, "test_accuracy": interval.mean, "test_interval": [interval.low, interval.high], "test_size": len(right)}
-    row |= {"test_right": right.tolist(), "answers": lab.relative(artifact, "answers.jsonl"), "model": lab.relative(model, "")}
-    row["other_accuracies"] = lab.other_accuracies(answers)
-    if r == 0:
-        row["supervisor_accuracy"] = float(np.mean(lab.grade(lab.test_supervisor())))
-    if labels is not None:
-        grades = lab.grade_labels(labels)
-        row |= {"label_accuracy": float(np.mean(grades)), "labels": len(labels)}
-    return row | facts
+    row = {"test_accuracy": interval.mean, "test_interval": [interval.low, interval.high], "test_size": len(right)}
+    row |= {"test_right": right.tolist(), "answers": lab.relative(artifact, "answers.jsonl")}
+    return row | {"other_accuracies": lab.other_accuracies(answers)}

@@ -9,15 +9,18 @@ from math import inf
 from typing import Any
 
 from ilr_jax.tasks import FACTORIES, GRADERS
+from ilr_jax.tasks.graders import FUNCTION
 from ilr_jax.types import Config
 
 METHODS = ("sft", "ilr", "naive", "dpo")
 OPTIMIZERS = ("adamw", "adafactor", "rmsprop")
 CHOICES = {
     "feedback": ("evaluator", "oracle"),
-    "demos": ("weak", "correct"),
+    "demos": ("weak", "correct", "given"),
+    "given": ("untrusted", "all"),
     "alpha_of": ("disagreeing", "all", "none"),
     "task.name": tuple(FACTORIES),
+    "task.answers": ("trusted", "given"),
     **{f"{section}.optimizer": OPTIMIZERS for section in ("weak", "strong", "evaluator", "dpo")},
     "sft.normalize": ("sequence", "token"),
     **dict.fromkeys(("decoding.labels", "decoding.proposals"), ("beam", "sample")),
@@ -55,12 +58,18 @@ def check(config: Config) -> list[str]:
     faults = [_choice("method", name, METHODS, "some of ") for name in methods if name not in METHODS]
     faults += [_choice(name, value, wanted) for name, wanted in CHOICES.items() if (value := _value(config, name)) not in wanted]
     faults += [_bound(name, value, *ends) for name, ends in BOUNDS.items() if not ends[0] <= (value := _value(config, name)) <= ends[1]]
-    if (grader := config.task.grader) not in ("", *(graders := GRADERS.get(config.task.name, (grader,)))):
-        faults.append(_choice("task.grader", grader, graders))
+    faults += _grader(config)
     faults += _together(config) if not faults else []
     if faults:
         raise ValueError("\n  ".join(["the config cannot be run:", *faults]))
     return methods
+
+
+def _grader(config: Config) -> list[str]:
+    """The fault of a grader that the task does not have; a name with a colon is a function of the user's, where the task takes one."""
+    wanted, got = GRADERS.get(config.task.name, ()), config.task.grader
+    known = not wanted or got in ("", *wanted) or (FUNCTION in wanted and ":" in got)
+    return [] if known else [_choice("task.grader", got, wanted)]
 
 
 def _value(config: Config, name: str) -> Any:

@@ -30,7 +30,7 @@ ARROWS = {
     "stages": {"batches", "files", "models", "progress", "roles", "sample", "sharding", "store", "tokenizer", "train", "types"},
     "evaluator": {"batches", "models", "progress", "roles", "sharding", "stages", "train", "types"},
     "lab": {"refine", "roles", "sample", "stages", "store", "tasks", "types"},
-    "demos": {"files", "lab", "refine", "stages", "types"},
+    "demos": {"files", "lab", "refine", "roles", "stages", "types"},
     "feedback": {"evaluator", "lab", "refine", "stages", "types"},
     "refinement": {"feedback", "files", "lab", "refine", "roles", "stages", "types"},
     "preference": {"feedback", "files", "lab", "refine", "stages", "types"},

@@ -28,6 +28,9 @@ def changed(**fields):
         ("task__name", "gsm8", "did you mean 'gsm8k'"),
         ("task__grader", "string", "one of numeric, released; got 'string'"),
         ("task__grader", "official", "numeric, released; got 'official'"),
+        ("given", "al", "did you mean 'all'"),
+        ("task__answers", "trustd", "did you mean 'trusted'"),
+        ("task__grader", "my_graders:judge", "numeric, released; got 'my_graders:judge'"),
         ("sft__normalize", "tokens", "did you mean 'token'"),
         ("decoding__proposals", "beams", "did you mean 'beam'"),
         ("decoding__labels", "samples", "did you mean 'sample'"),
@@ -78,6 +81,13 @@ def test_all_faults_come_in_one_message():
     with pytest.raises(ValueError) as caught:
         settings.check(changed(feedback="evalutor", folds=0, sft__normalize="tokens"))
     assert [line.split(":")[0].strip() for line in str(caught.value).splitlines()[1:]] == ["feedback", "sft.normalize", "folds"]
+
+
+def test_every_task_has_its_own_graders():
+    assert settings.check(changed(task__name="jsonl", task__grader="my_graders:judge")) == ["ilr"]
+    with pytest.raises(ValueError, match="task.grader: wanted one of exact, numeric, regex, module:function; got 'released'"):
+        settings.check(changed(task__name="jsonl", task__grader="released"))
+    assert tasks.GRADERS.keys() == tasks.FACTORIES.keys()
 
 
 def test_the_table_is_that_of_the_code_and_names_fields_of_the_config():
