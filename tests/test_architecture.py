@@ -13,6 +13,8 @@ ARROWS = {
     "types": set(),
     "files": set(),
     "progress": set(),
+    "preemption": set(),
+    "hosts": set(),
     "store": {"files", "types"},
     "metrics": set(),
     "tokenizer": {"models"},
@@ -20,7 +22,7 @@ ARROWS = {
     "tasks": {"types", "files"},
     "models": {"types", "files"},
     "sample": {"models", "progress", "types"},
-    "train": {"models", "files", "progress", "types"},
+    "train": {"models", "files", "hosts", "preemption", "progress", "types"},
     "refine": {"types"},
     "page": {"files", "types"},
     "report": {"files", "metrics", "page", "types"},
@@ -31,10 +33,10 @@ ARROWS = {
     "lab": {"evaluator", "files", "refine", "roles", "sample", "stages", "store", "tasks", "types"},
     "rounds": {"files", "lab", "metrics", "settings", "store", "types"},
     "export": {"files", "models", "roles", "stages", "store"},
-    "main": {"rounds"},
+    "main": {"hosts", "preemption", "rounds"},
     "cli": {"main", "report", "export", "files", "types"},
 }
-WITHOUT_JAX = {"types", "files", "progress", "store", "metrics", "batches", "tasks", "settings", "refine", "page", "report"}
+WITHOUT_JAX = {"types", "files", "preemption", "progress", "store", "metrics", "batches", "tasks", "settings", "refine", "page", "report"}
 
 
 def room_of(path: Path) -> str:
