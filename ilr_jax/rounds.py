@@ -78,6 +78,11 @@ def run(config: Config, workdir: str | Path) -> None:
     Raises ValueError for settings that cannot be, for bad data or models, and for a workdir that another config made.
     """
     names = settings.check(config)
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"wanted one process, which drives all devices of its machine, got {jax.process_count()}: processes cannot share the stages of "
+            "a workdir yet; start it without --distributed"
+        )
     if config.compute.cache:
         _keep_compiled(Path(config.compute.cache).expanduser())
     lab = Lab(config, Path(workdir))

@@ -1,6 +1,7 @@
 """Strict JAX for every test: eight emulated CPU devices, no silent rank promotion, shapes of annotations checked at run time."""
 
 import os
+import sys
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 # Tests compile much and compute little: without LLVM's optimisations they take a third less time.
@@ -109,11 +110,13 @@ def every_label_usable(patch: pytest.MonkeyPatch) -> None:
 
 
 def child(workdir: str, models: str) -> None:
-    """Run the tiny experiment; for tests that kill the process."""
-    from ilr_jax import rounds
+    """Run the tiny experiment as the command does, and exit with its code; for tests that send signals."""
+    from configs import quickstart
+    from ilr_jax import main, rounds
 
     with pytest.MonkeyPatch.context() as patch:
         every_label_usable(patch)
-        config = make_tiny_config({path.name: path for path in Path(models).iterdir()})
+        config, run = make_tiny_config({path.name: path for path in Path(models).iterdir()}), rounds.run
         config.compute.save_every = 0.0  # after every step: whenever it is killed, there is something to go on from
-        rounds.run(config, workdir)
+        patch.setattr(rounds, "run", lambda _, folder: run(config, folder))
+        sys.exit(main.run(["child", f"--config={quickstart.__file__}", f"--workdir={workdir}"]))

@@ -14,6 +14,8 @@ ARROWS = {
     "files": set(),
     "progress": set(),
     "sharding": set(),
+    "preemption": set(),
+    "hosts": set(),
     "store": {"files", "types"},
     "metrics": set(),
     "tokenizer": {"models"},
@@ -21,7 +23,7 @@ ARROWS = {
     "tasks": {"types", "files"},
     "models": {"types", "files", "sharding"},
     "sample": {"models", "progress", "sharding", "types"},
-    "train": {"models", "files", "progress", "sharding", "types"},
+    "train": {"models", "files", "hosts", "preemption", "progress", "sharding", "types"},
     "refine": {"types"},
     "page": {"files", "types"},
     "report": {"files", "metrics", "page", "types"},
@@ -36,10 +38,10 @@ ARROWS = {
     "preference": {"feedback", "files", "lab", "refine", "stages", "types"},
     "rounds": {"demos", "feedback", "files", "lab", "metrics", "preference", "refinement", "settings", "store", "types"},
     "export": {"files", "models", "roles", "stages", "store"},
-    "main": {"rounds"},
+    "main": {"hosts", "preemption", "rounds"},
     "cli": {"main", "report", "export", "files", "store", "types"},
 }
-WITHOUT_JAX = {"types", "files", "progress", "store", "metrics", "batches", "tasks", "settings", "refine", "page", "report"}
+WITHOUT_JAX = {"types", "files", "preemption", "progress", "store", "metrics", "batches", "tasks", "settings", "refine", "page", "report"}
 
 
 def room_of(path: Path) -> str:
