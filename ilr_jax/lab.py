@@ -48,7 +48,8 @@ class Lab:
         most = self.config.sft.max_length
         for role in ("weak", "strong", "evaluator"):
             self.model(role).check_weights()
-        for example in [*self.d1, *self.tests]:
+        asked = self.d2 if self.config.demos != "weak" or self.config.feedback == "oracle" else []
+        for example in [*self.d1, *self.tests, *asked]:
             reference(example)
         if len(self.d2) < self.config.folds:
             raise ValueError(f"folds={self.config.folds}: wanted at most the {len(self.d2)} examples to be labelled; use more of them")
@@ -85,9 +86,9 @@ class Lab:
         """Sampling of `n` answers a question."""
         return SamplingSettings(self.config.decoding.max_new_tokens, temperature, n=n, slots=self.config.compute.slots)
 
-    def decoded(self, how: str) -> BeamSettings | SamplingSettings:
-        """Beam search or one sample, as `decoding.labels` and `decoding.proposals` say."""
-        return self.beam() if how == "beam" else self.sampled(self.config.decoding.temperature)
+    def decoded(self, how: str, n: int = 1) -> BeamSettings | SamplingSettings:
+        """Beam search or `n` samples, as `decoding.labels` and `decoding.proposals` say."""
+        return self.beam() if how == "beam" else self.sampled(self.config.decoding.temperature, n)
 
     # The weak supervisor (paper section 4.1).
 
@@ -101,9 +102,10 @@ class Lab:
         name, how = "weak-labels", self.decoded(self.config.decoding.labels)
         return answer(self.bench, self.model("weak"), name, [self.d2], how, self.weak_supervisor(), purpose=name)
 
-    def test_supervisor(self) -> list[Answer]:
+    def test_supervisor(self) -> tuple[list[Answer], Artifact]:
         """The weak supervisor's own answers to the test split, by beam search: what the strong model has to beat."""
-        return answers_of(answer(self.bench, self.model("weak"), "weak-test", [self.tests], self.beam(), self.weak_supervisor()))
+        artifact = answer(self.bench, self.model("weak"), "weak-test", [self.tests], self.beam(), self.weak_supervisor())
+        return answers_of(artifact), artifact
 
     # Fine-tuning on labels, and the test split.
 
@@ -129,17 +131,18 @@ class Lab:
 
     # What a round leaves behind.
 
-    def audit(self, before: Sequence[Label], after: Sequence[Label], decisions: Sequence[Decision]) -> list[Audit]:
-        """The decisions beside the prompts and grades that the report shows."""
-        examples = [self.examples[label.example_id] for label in before]
-        was, would = (self.task.grade(texts, examples).tolist() for texts in ([x.text for x in before], [d.proposal for d in decisions]))
+    def audit(self, decisions: Sequence[Decision], rule: str = "replace") -> list[Audit]:
+        """The decisions beside the prompts and grades that the report shows; by the rule 'filter' nothing stands after an accepted one."""
+        examples = [self.examples[d.example_id] for d in decisions]
+        was, would = (self.task.grade([getattr(d, side) for d in decisions], examples).tolist() for side in ("before", "proposal"))
+        after = [d.before if not d.accepted else "" if rule == "filter" else d.proposal for d in decisions]
         rows = zip(decisions, examples, after, was, would, strict=True)
         return [
             Audit(
-                d.example_id, d.round, e.prompt, d.before, d.proposal, label.text, d.accepted, d.reason,
+                d.example_id, d.round, e.prompt, d.before, d.proposal, text, d.accepted, d.reason,
                 d.accept, d.reject, d.score, d.threshold, right, better if d.proposal else None,
             )
-            for d, e, label, right, better in rows
+            for d, e, text, right, better in rows
         ]  # fmt: skip
 
 

@@ -239,10 +239,11 @@ def answers_of(artifact: Artifact) -> list[Answer]:
 
 
 def optimise(bench: Bench, model: Model, policy: Artifact, chosen: Sequence[Pair]) -> Artifact:
-    """DPO: the adapter of `policy` trained on; the reference is that adapter as it was, its log-probabilities computed once."""
+    """DPO with the loss `dpo.loss`: the adapter of `policy` trained on; the reference is that adapter as it was, computed once."""
     section = bench.config.dpo
     optimizer = bench.optimizer(section)
     settings = {"optimizer": asdict(optimizer), "epochs": section.epochs, "batch": section.batch, "beta": section.beta}
+    settings |= {"loss": section.loss, "smoothing": section.smoothing}
     settings |= {"lora": asdict(bench.lora), "max_length": bench.config.sft.max_length}
 
     def build(folder: Path) -> Mapping[str, Any]:
@@ -253,7 +254,8 @@ def optimise(bench: Bench, model: Model, policy: Artifact, chosen: Sequence[Pair
         epochs = Epochs((len(data),), section.batch, section.epochs, bench.config.seed)
         at = batches.preferences(data, epochs, pad, bench.config.sft.max_length)
         begin = state.init(start, optimizer, epochs.totals)
-        done = fit(bench, "dpo", folder, steps.dpo_step(setup, optimizer, section.beta), begin, model.params, at, epochs.steps)
+        step = steps.dpo_step(setup, optimizer, section.beta, section.loss, section.smoothing)
+        done = fit(bench, "dpo", folder, step, begin, model.params, at, epochs.steps)
         checkpoint.save_tree(folder / ADAPTERS, done.state.trainable)
         return {"pairs": len(chosen), "steps": epochs.steps}
 
