@@ -29,16 +29,17 @@ ARROWS = {
     "stages": {"batches", "files", "models", "progress", "roles", "sample", "store", "tokenizer", "train", "types"},
     "evaluator": {"batches", "models", "progress", "roles", "stages", "train", "types"},
     "lab": {"refine", "roles", "sample", "stages", "store", "tasks", "types"},
-    "demos": {"files", "lab", "refine", "stages", "types"},
+    "demos": {"files", "lab", "refine", "roles", "stages", "types"},
     "feedback": {"evaluator", "lab", "refine", "stages", "types"},
     "refinement": {"feedback", "files", "lab", "refine", "roles", "stages", "types"},
     "preference": {"feedback", "files", "lab", "refine", "stages", "types"},
     "rounds": {"demos", "feedback", "files", "lab", "metrics", "preference", "refinement", "settings", "store", "types"},
     "export": {"files", "models", "roles", "stages", "store"},
-    "main": {"rounds"},
-    "cli": {"main", "report", "export", "files", "types"},
+    "main": {"rounds", "types"},
+    "sweep": {"files", "main", "report", "settings", "store", "types"},
+    "cli": {"main", "sweep", "report", "export", "files", "types"},
 }
-WITHOUT_JAX = {"types", "files", "progress", "store", "metrics", "batches", "tasks", "settings", "refine", "page", "report"}
+WITHOUT_JAX = {"types", "files", "progress", "store", "metrics", "batches", "tasks", "settings", "refine", "page", "report", "sweep"}
 
 
 def room_of(path: Path) -> str:
