@@ -1,16 +1,24 @@
-"""Who says which of two answers is better: the evaluator, trained on answers to the first half of the data.
+"""Who says which of two answers is better: the evaluator, trained on answers to the first half of the data, or the oracle, who grades.
 
-Not here: the model behind it (`evaluator`), and what its scores lead to (`refinement`, `preference`).
-From: paper section 4.1 and appendix (evaluator training data).
+The oracle stands as None beside the evaluator's artifact. Not here: the model behind the evaluator (`evaluator`), and what is made of what
+they say (`refinement`, `preference`). From: paper section 4.1 and appendix (evaluator training data).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
+from jaxtyping import Float
 
 from ilr_jax import evaluator as evaluators
 from ilr_jax.lab import Lab
 from ilr_jax.refine import judge, pairs
 from ilr_jax.stages import SNAPSHOTS, answer, answers_of
-from ilr_jax.types import Artifact
+from ilr_jax.types import Artifact, Example
+
+
+def source(lab: Lab) -> Artifact | None:
+    """Who gives the feedback: the evaluator, trained if need be, or None for the oracle."""
+    return evaluator(lab) if lab.config.feedback == "evaluator" else None
 
 
 def evaluator(lab: Lab) -> Artifact:
@@ -30,3 +38,19 @@ def evaluator(lab: Lab) -> Artifact:
 def score_fn(lab: Lab, evaluator: Artifact) -> judge.ScoreFn:
     """The trained evaluator as a function of (question, A, B)."""
     return evaluators.score_fn(lab.bench, lab.model("evaluator"), evaluator)
+
+
+def settings(lab: Lab) -> dict[str, object]:
+    """What of the config a verdict depends on, for the stages that ask for some."""
+    return {"feedback": lab.config.feedback} | ({"oracle": lab.config.oracle.to_dict()} if lab.config.feedback == "oracle" else {})
+
+
+def prefers(
+    lab: Lab, evaluator: Artifact | None, examples: Sequence[Example], a: Sequence[str], b: Sequence[str]
+) -> Float[np.ndarray, " n"]:
+    """How sure whoever is asked is that `b` is better than `a`, from 0 to 1; an oracle's verdict on b is 1 or 0."""
+    ids, c = [e.id for e in examples], lab.config
+    if evaluator is None:
+        return (lab.task.grade(b, examples) != judge.flipped(ids, a, b, c.oracle.error, c.seed)).astype(float)
+    comparisons = judge.symmetric_score(score_fn(lab, evaluator), ids, [e.prompt for e in examples], a, b)
+    return np.array([comparison.score for comparison in comparisons])

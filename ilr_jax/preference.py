@@ -25,7 +25,7 @@ def prefer(lab: Lab, policy: Artifact, evaluator: Artifact | None, r: int) -> tu
     answers = answers_of(sampled)
     texts = np.array([a.text for a in answers], object).reshape(len(lab.d2), c.samples).tolist()
     compared = pairs.disjoint_pairs(lab.d2, texts)
-    settings = {"share": c.share, "scoring": c.scoring, "round": r}
+    settings = {"round": r, **feedback.settings(lab)} | ({"share": c.share, "scoring": c.scoring} if evaluator else {})
     inputs = {"samples": sampled.manifest["digest"], **lab.graded}
     inputs |= {"evaluator": evaluator.manifest["digest"]} if evaluator else {}
 
@@ -39,15 +39,17 @@ def prefer(lab: Lab, policy: Artifact, evaluator: Artifact | None, r: int) -> tu
 
 
 def _preferences(lab: Lab, compared: Sequence[tuple[Example, str, str]], evaluator: Artifact | None) -> tuple[list[Pair], Facts]:
-    examples, a, b = (list(column) for column in zip(*compared, strict=True))
+    c, (examples, a, b) = lab.config, (list(column) for column in zip(*compared, strict=True))
+    ids, prompts = [e.id for e in examples], [e.prompt for e in examples]
     a_right, b_right = lab.task.grade(a, examples), lab.task.grade(b, examples)
     if evaluator is None:
-        chosen = pairs.oracle_preferences(compared, a_right, b_right)
-        return chosen, {"compared": len(compared), "preferences": len(chosen)}
-    ids, prompts = [e.id for e in examples], [e.prompt for e in examples]
-    comparisons = judge.symmetric_score(feedback.score_fn(lab, evaluator), ids, prompts, a, b, lab.config.dpo.scoring)
-    right, n = judge.evaluator_accuracy(np.array([c.score for c in comparisons]), a_right, b_right)
-    chosen = pairs.confident_preferences(comparisons, lab.config.seed, lab.config.dpo.share)
+        turned = judge.flipped(ids, a, b, c.oracle.error, c.seed)
+        said_a, said_b = np.where(turned, b_right, a_right), np.where(turned, a_right, b_right)
+        scores, chosen = 0.5 + (said_b.astype(float) - said_a) / 2, pairs.oracle_preferences(compared, said_a, said_b)
+    else:
+        comparisons = judge.symmetric_score(feedback.score_fn(lab, evaluator), ids, prompts, a, b, c.dpo.scoring)
+        scores, chosen = np.array([x.score for x in comparisons]), pairs.confident_preferences(comparisons, c.seed, c.dpo.share)
+    right, n = judge.evaluator_accuracy(scores, a_right, b_right)
     return chosen, {"compared": len(compared), "preferences": len(chosen), "evaluator_accuracy": right, "evaluator_pairs": n}
 
 

@@ -16,13 +16,13 @@ from ilr_jax import demos, feedback, metrics, preference, refinement, settings
 from ilr_jax.files import explained, read_json, write_json
 from ilr_jax.lab import Lab
 from ilr_jax.store import claim
-from ilr_jax.types import Artifact, Config, Label
+from ilr_jax.types import Answer, Artifact, Config, Label
 
 Round = Mapping[str, Any]
 BLANK = dict.fromkeys(
     ("label_accuracy", "labels", "label_file", "evaluator_accuracy", "evaluator_pairs", "agreed", "unread", "compared", "preferences")
     + ("replaced", "threshold", "flows", "audit", "supervisor_accuracy")
-    + ("test_accuracy", "test_interval", "test_size", "test_right", "answers")
+    + ("test_accuracy", "test_interval", "test_size", "test_right", "answers", "other_accuracies")
 )
 
 
@@ -36,13 +36,14 @@ def refined(lab: Lab, method: str) -> Iterator[tuple[int, list[Label], Round]]:
     """The labels of every round, the first ones as round 0: fold models propose for each other's part, then labels are replaced."""
     labels, facts = demos.first_labels(lab)
     yield 0, labels, facts
-    judge = feedback.evaluator(lab) if method == "ilr" and lab.config.feedback == "evaluator" else None
+    judge = feedback.source(lab) if method == "ilr" else None
     matched = method == "naive" and lab.config.naive.match_count
     counts = [facts.get("replaced") for _, _, facts in refined(lab, "ilr")] if matched else []
     for r in range(1, lab.config.rounds + 1):
-        proposals = refinement.propose(lab, labels, r)
+        candidates = refinement.propose(lab, labels, r)
+        proposals, asked = refinement.choose(lab, method, labels, candidates, judge, r)
         labels, facts = refinement.refine(lab, method, labels, proposals, judge, r, counts[r] if matched else None)
-        yield r, labels, facts
+        yield r, labels, facts if asked is None else {**facts, "compared": asked}  # the round asks again about what was picked
 
 
 def ilr(lab: Lab) -> Iterator[Round]:
@@ -62,14 +63,52 @@ def dpo(lab: Lab) -> Iterator[Round]:
     labels, facts = demos.first_labels(lab)
     policy = lab.fine_tune(labels)
     yield _measured(lab, 0, policy, labels=labels, **facts)
-    judge = feedback.evaluator(lab) if lab.config.feedback == "evaluator" else None
+    judge = feedback.source(lab)
     for r in range(1, lab.config.rounds + 1):
         preferences, facts = preference.prefer(lab, policy, judge, r)
         policy = preference.optimise(lab, policy, preferences)
         yield _measured(lab, r, policy, **facts)
 
 
-METHODS = {"sft": sft, "ilr": ilr, "naive": naive, "dpo": dpo}
+def sft_chosen(lab: Lab) -> Iterator[Round]:
+    """DPO's comparisons without DPO: each round samples, compares, and fine-tunes from the base on the answers that are preferred."""
+    labels, facts = demos.first_labels(lab)
+    policy = lab.fine_tune(labels)
+    yield _measured(lab, 0, policy, labels=labels, **facts)
+    judge = feedback.source(lab)
+    for r in range(1, lab.config.rounds + 1):
+        preferences, facts = preference.prefer(lab, policy, judge, r)
+        chosen = [Label(pair.example_id, pair.better, "sample", r) for pair in preferences]
+        policy = lab.fine_tune(chosen) if chosen else policy
+        yield _measured(lab, r, policy, labels=chosen or None, **facts)
+
+
+def dpo_pairs(lab: Lab) -> Iterator[Round]:
+    """DPO on the comparisons of ILR, label against proposal, round by round: the same feedback, spent on the model, not on the data."""
+    policy = None
+    for r, labels, facts in refined(lab, "ilr"):
+        if policy is None:
+            policy = lab.fine_tune(labels)
+            yield _measured(lab, 0, policy, labels=labels, **facts)
+            continue
+        preferences = refinement.preferences(lab, facts)
+        policy = preference.optimise(lab, policy, preferences)
+        kept = {name: facts[name] for name in ("agreed", "unread", "compared", "evaluator_accuracy", "evaluator_pairs")}
+        yield _measured(lab, r, policy, **kept, preferences=len(preferences))
+
+
+def weak(lab: Lab) -> Iterator[Round]:
+    """The supervisors alone: the weak model on the test split, its labels, and the evaluator on comparisons held out from its training."""
+    labels, facts = demos.first_labels(lab)
+    row = _row(lab, 0, lab.weak_supervisor(), lab.test_supervisor() if lab.tests else None, labels)
+    if judge := feedback.source(lab):
+        held_out = judge.manifest["metrics"]
+        row |= {"evaluator_accuracy": held_out["validation_accuracy"], "evaluator_pairs": held_out["held_out"]}
+    yield {**row, **facts}
+
+
+METHODS = {"sft": sft, "ilr": ilr, "naive": naive, "dpo": dpo, "sft_chosen": sft_chosen, "dpo_pairs": dpo_pairs, "weak": weak}
+ONE_ROUND = ("sft", "weak")
 
 
 def run(config: Config, workdir: str | Path) -> None:
@@ -87,8 +126,7 @@ def run(config: Config, workdir: str | Path) -> None:
         _keep_compiled(Path(config.compute.cache).expanduser())
     lab = Lab(config, Path(workdir))
     lab.check()  # before the workdir is claimed: what fails on bad input must not stand in the way of the corrected command
-    how = (f"compute.{name}" for name in config.compute if name != "dtype")
-    claim(workdir, _resolved(lab), ignore=("method", "seed", "sharding", *how))
+    claim(workdir, _resolved(lab), ignore=settings.incidental(config))
     for number, name in enumerate(names, 1):
         _record(lab, name, f"[{number}/{len(names)}] {name}")
 
@@ -115,7 +153,7 @@ def _record(lab: Lab, name: str, title: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     old = read_json(path) if path.exists() else {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "rounds": []}
     lab.bench.spent.clear()
-    steps, done, total = METHODS[name](lab), [], 1 if name == "sft" else lab.config.rounds + 1
+    steps, done, total = METHODS[name](lab), [], 1 if name in ONE_ROUND else lab.config.rounds + 1
     for r in range(total):
         lab.bench.place = f"{title}, round {r}"
         facts, before = next(steps), sum(row["seconds"] for row in done)
@@ -135,21 +173,22 @@ def _line(facts: Round) -> str:
 
 
 def _measured(lab: Lab, r: int, model: Artifact, labels: list[Label] | None = None, **facts: Any) -> Round:
-    """A round's row: the model (in round 0 the supervisor too) on the test split, the labels against the references, facts.
+    """A round's row: the model (in round 0 the supervisor too) on the test split, the labels against the references, facts."""
+    return _row(lab, r, model, lab.test(model) if lab.tests else None, labels) | facts
 
-    What cannot be known is null: there may be no test split, and no reference for any label.
-    """
-    row = {**BLANK, "round": r, "model": lab.relative(model, ""), **(_tested(lab, model) if lab.tests else {})}
-    if r == 0 and lab.tests and lab.config.demos != "given":
-        row["supervisor_accuracy"] = float(np.mean(lab.grade(lab.test_supervisor())))
+
+def _row(lab: Lab, r: int, model: Artifact, tested: tuple[list[Answer], Artifact] | None, labels: list[Label] | None) -> dict[str, Any]:
+    """What cannot be known is null: there may be no test split, and no reference for any label."""
+    row = {**BLANK, "round": r, "model": lab.relative(model, ""), **(_test_row(lab, *tested) if tested else {})}
+    if r == 0 and tested and lab.config.demos != "given":
+        row["supervisor_accuracy"] = float(np.mean(lab.grade(lab.test_supervisor()[0])))
     if labels is not None:
         grades = lab.grade_labels(lab.known(labels))
         row |= {"label_accuracy": float(np.mean(grades)) if len(grades) else None, "labels": len(labels)}
-    return row | facts
+    return row
 
 
-def _tested(lab: Lab, model: Artifact) -> Round:
-    answers, artifact = lab.test(model)
+def _test_row(lab: Lab, answers: list[Answer], artifact: Artifact) -> Round:
     right = lab.grade(answers)
     interval = metrics.bootstrap_interval(right, lab.config.seed)
     row = {"test_accuracy": interval.mean, "test_interval": [interval.low, interval.high], "test_size": len(right)}
