@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -176,6 +177,14 @@ def test_an_interrupted_run_says_how_to_go_on(run, monkeypatch):
 
     monkeypatch.setattr("ilr_jax.rounds.run", interrupted)
     assert run() == (130, "stopped; the same command continues\n")
+
+
+def test_a_preempted_run_says_what_is_saved_and_how_to_go_on(run, monkeypatch):
+    def preempted(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("ilr_jax.rounds.run", preempted)
+    assert run() == (143, "stopped by SIGTERM, nothing was under way that needs saving; the same command continues\n")
 
 
 def test_a_traceback_can_be_had(run):
