@@ -14,6 +14,7 @@ ARROWS = {
     "files": set(),
     "progress": set(),
     "store": {"files", "types"},
+    "services": {"files", "progress", "types"},
     "metrics": set(),
     "tokenizer": {"models"},
     "batches": {"types"},
@@ -27,14 +28,28 @@ ARROWS = {
     "settings": {"tasks", "types"},
     "roles": {"files", "models", "tokenizer", "types"},
     "stages": {"batches", "files", "models", "progress", "roles", "sample", "store", "tokenizer", "train", "types"},
-    "evaluator": {"batches", "models", "progress", "roles", "stages", "train", "types"},
-    "lab": {"evaluator", "files", "refine", "roles", "sample", "stages", "store", "tasks", "types"},
-    "rounds": {"files", "lab", "metrics", "settings", "store", "types"},
+    "evaluator": {"batches", "models", "progress", "refine", "roles", "sample", "stages", "train", "types"},
+    "judges": {
+        "batches",
+        "evaluator",
+        "files",
+        "progress",
+        "refine",
+        "roles",
+        "services",
+        "stages",
+        "tasks",
+        "tokenizer",
+        "train",
+        "types",
+    },
+    "lab": {"evaluator", "files", "judges", "refine", "roles", "sample", "stages", "store", "tasks", "types"},
+    "rounds": {"files", "judges", "lab", "metrics", "settings", "store", "types"},
     "export": {"files", "models", "roles", "stages", "store"},
     "main": {"rounds"},
     "cli": {"main", "report", "export", "files", "types"},
 }
-WITHOUT_JAX = {"types", "files", "progress", "store", "metrics", "batches", "tasks", "settings", "refine", "page", "report"}
+WITHOUT_JAX = {"types", "files", "progress", "store", "metrics", "batches", "tasks", "settings", "refine", "page", "report", "services"}
 
 
 def room_of(path: Path) -> str:
