@@ -11,6 +11,7 @@ def get_config() -> Any:
     _method(config)
     _models(config)
     _feedback(config)
+    _judges(config)
     _compute(config)
     config.lock()
     return config
@@ -18,7 +19,7 @@ def get_config() -> Any:
 
 def _method(config: ConfigDict) -> None:
     config.method = "ilr"  # sft | ilr | naive | dpo; several, separated by commas, share their common stages
-    config.feedback = "evaluator"  # evaluator (unreliable) | oracle (grades of the task)
+    config.feedback = "evaluator"  # evaluator (unreliable) | oracle (grades of the task) | judge (see below)
     config.demos = "weak"  # weak (the supervisor's labels) | correct (only those graded right)
     config.rounds = 6  # rounds of ilr, naive and dpo
     config.folds = 2  # ilr, naive: parts of the labels; a part's proposals come from a model trained on the others
@@ -27,7 +28,7 @@ def _method(config: ConfigDict) -> None:
     config.seed = 0  # everything random follows from it
 
     config.task = ConfigDict()
-    config.task.name = "gsm8k"  # gsm8k | wordmath (embedded)
+    config.task.name = "gsm8k"  # gsm8k | wordmath (embedded) | saferpaca
     config.task.path = ""  # local save_to_disk folder; empty: the Hugging Face Hub
     config.task.train_examples = 0  # use the first n of the train split; 0: all
     config.task.test_examples = 0  # use the first n of the test split; 0: all
@@ -99,6 +100,30 @@ def _feedback(config: ConfigDict) -> None:
 
     config.oracle = ConfigDict()
     config.oracle.capped = False  # hold feedback=oracle to alpha too (the released code does not)
+
+
+def _judges(config: ConfigDict) -> None:
+    config.judge = ConfigDict()  # who compares for feedback=judge, and test answers with references where a task has no grader
+    config.judge.kind = "endpoint"  # endpoint (OpenAI-compatible) | model (one of our own, as it is) | evaluator (the trained one)
+    config.judge.model = "gpt-4o-mini"  # the endpoint's name for it; of kind model: Hub id, local folder, or embedded:NAME
+    config.judge.base_url = "https://api.openai.com/v1"  # or http://localhost:8000/v1 of vLLM, http://localhost:11434/v1 of Ollama, ...
+    config.judge.key_name = "OPENAI_API_KEY"  # variable of the environment, or of a file .env, that holds the key; empty: none is wanted
+    config.judge.top_logprobs = 20  # alternatives that a verdict's probability is read from (TGI gives 5); 0: read the letter only
+    config.judge.max_invalid = 0.1  # share of comparisons without a valid verdict at which the run stops; below it they are left out
+
+    config.embed = ConfigDict()  # how alike answers are, where a task reads nothing off them
+    config.embed.kind = "local"  # local (character n-grams, no network) | endpoint (OpenAI-compatible)
+    config.embed.model = "text-embedding-3-small"
+    config.embed.base_url = "https://api.openai.com/v1"
+    config.embed.key_name = "OPENAI_API_KEY"
+
+    config.endpoint = ConfigDict()  # how endpoints are asked; nothing here changes an answer
+    config.endpoint.timeout = 60.0  # seconds until the whole reply must be there
+    config.endpoint.attempts = 8  # of a request that fails in passing; waits double from 1 second
+    config.endpoint.workers = 8  # requests at a time
+    config.endpoint.max_requests = 0  # sent by one start of the command, to the judge and to the embedder each; 0: no bound
+    config.endpoint.max_tokens = 0  # likewise, as the endpoint counts them
+    config.endpoint.cache = "~/.cache/ilr_jax/answers"  # all that was answered, for all runs; it is not asked again
 
 
 def _compute(config: ConfigDict) -> None:

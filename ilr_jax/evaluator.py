@@ -1,7 +1,7 @@
 """The comparison model as a stage: trained on pairs of answers, and as a function that scores them.
 
-Which pairs it learns from is in `refine.pairs`, what its scores lead to in `refine.select`.
-From: paper appendix (evaluator training).
+Which pairs are made of the answers is in `refine.pairs`, what its scores lead to in `refine.select`.
+From: paper appendix (evaluator training; two-model data of SaferPaca).
 """
 
 import sys
@@ -20,14 +20,39 @@ from ilr_jax import batches
 from ilr_jax.batches import Epochs
 from ilr_jax.models import decoder, heads
 from ilr_jax.progress import Progress
+from ilr_jax.refine import pairs
+from ilr_jax.refine.methods import GradeFn
 from ilr_jax.roles import Model, fingerprint
-from ilr_jax.stages import Bench, fit
+from ilr_jax.sample.rollout import SamplingSettings
+from ilr_jax.stages import SNAPSHOTS, Bench, answer, answers_of, fine_tune, fit
 from ilr_jax.train import checkpoint, state, steps
-from ilr_jax.types import Artifact
+from ilr_jax.types import Artifact, Example, Pair
 
 CLASSIFIER = "classifier.safetensors"
 Request3 = tuple[str, str, str]
 Comparisons = Sequence[tuple[str, str, str, int]]  # question, answer A, answer B, class
+
+
+def graded_pairs(
+    bench: Bench, weak: Model, examples: Sequence[Example], how: SamplingSettings, supervisor: Artifact, grade: GradeFn
+) -> list[Pair]:
+    """Pairs out of graded answers of the supervisor's snapshots to `examples`, all snapshots sampled in one pass."""
+    n, name = bench.config.evaluator.checkpoints, "evaluator-answers"
+    answers = answers_of(answer(bench, weak, name, [examples] * n, how, supervisor, SNAPSHOTS, purpose=name))
+    texts = np.array([a.text for a in answers], object)
+    grades = np.asarray(grade(texts.tolist(), list(examples) * n))
+    return pairs.evaluator_pairs(examples, texts.reshape(n, -1).T.tolist(), grades.reshape(n, -1).T.tolist(), bench.config.seed)
+
+
+def category_pairs(bench: Bench, weak: Model, examples: Sequence[Example], how: SamplingSettings) -> list[Pair]:
+    """Pairs out of the answers of two models, fine-tuned on the general and on the safety references in one pass."""
+    of = {category: [e for e in examples if e.tags["category"] == category] for category in (pairs.GENERAL, pairs.SAFETY)}
+    data = [[(e.prompt, str(e.reference)) for e in part] for part in of.values()]
+    models = fine_tune(bench, weak, bench.config.weak, "categories", data)
+    asked = [of[pairs.GENERAL], examples]  # the safety model answers general questions too, to be the worse one there
+    answers = answers_of(answer(bench, weak, "evaluator-answers", asked, how, models, purpose="evaluator-answers"))
+    general, safety = ({a.example_id: a.text for a in answers if a.adapter == k} for k in range(2))
+    return pairs.category_pairs(examples, general, safety, bench.config.seed)
 
 
 def train(bench: Bench, model: Model, train: Comparisons, held_out: Comparisons) -> Artifact:

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from ilr_jax import evaluator as evaluators
 from ilr_jax import tasks
 from ilr_jax.files import read_rows, write_rows
+from ilr_jax.judges import Judges
 from ilr_jax.refine import judge, methods, pairs, select, split
 from ilr_jax.roles import Model, fingerprint
 from ilr_jax.sample.beam import BeamSettings
 from ilr_jax.sample.rollout import SamplingSettings
-from ilr_jax.stages import SNAPSHOTS, Bench, answer, answers_of, fine_tune, optimise
+from ilr_jax.stages import Bench, answer, answers_of, fine_tune, optimise
 from ilr_jax.store import Store
 from ilr_jax.types import Answer, Artifact, Audit, Config, Decision, Example, Label, Pair
 
@@ -36,9 +37,10 @@ class Lab:
         self.examples = {example.id: example for example in [*self.d1, *self.d2, *self.tests]}
         self._models: dict[str, Model] = {}
         self._loaded: dict[Model, Any] = {}
+        self.judges = Judges(self.bench, self.task, self.model, lambda: self.evaluator())
 
     def model(self, role: str) -> Model:
-        """The base model of `weak`, `strong` or `evaluator`; one copy where two roles share it."""
+        """The base model of `weak`, `strong`, `evaluator` or `judge`; one copy where two roles share it."""
         source = self.config[role].model
         if source not in self._models:
             self._models[source] = Model(source, self.bench.dtype, self._loaded)
@@ -54,9 +56,7 @@ class Lab:
             reference(example)
         if len(self.d2) < self.config.folds:
             raise ValueError(f"folds={self.config.folds}: wanted at most the {len(self.d2)} examples to be labelled; use more of them")
-        if self.config.feedback == "evaluator":
-            compared = [(e.prompt, reference(e)) for e in self.d1] + [(e.prompt, "") for e in self.d2]
-            self.model("evaluator").check_comparisons(compared, self.config.decoding.max_new_tokens)
+        self.judges.check(self.d1, self.d2, self.tests)
         self.model("weak").check_prompts([*self.d1, *self.d2], most)
         self.model("weak").check_prompts(self.tests)
         self.model("strong").check_prompts(self.d2, most)
@@ -66,15 +66,19 @@ class Lab:
         """The path of an artifact's file within the workdir, as records name it."""
         return (Path(artifact.folder) / file).relative_to(self.workdir).as_posix()
 
-    # What is right: for reports, oracles and the evaluator's data only.
+    # What is right, None where the task has no grader: for reports, oracles and the evaluator's data only.
 
-    def grade(self, answers: Sequence[Answer]) -> Bool[np.ndarray, " n"]:
+    def grade(self, answers: Sequence[Answer]) -> Bool[np.ndarray, " n"] | None:
         """Which answers are right."""
         return self.task.grade([a.text for a in answers], [self.examples[a.example_id] for a in answers])
 
-    def grade_labels(self, labels: Sequence[Label]) -> Bool[np.ndarray, " n"]:
+    def grade_labels(self, labels: Sequence[Label]) -> Bool[np.ndarray, " n"] | None:
         """Which labels are right."""
         return self.task.grade([label.text for label in labels], [self.examples[label.example_id] for label in labels])
+
+    def win_rates(self, answers: Sequence[Answer]) -> Float[np.ndarray, " n"]:
+        """P(an answer is better than the reference), by the config's judge; NaN where it gave no valid verdict."""
+        return self.judges.win_rates([a.text for a in answers], [self.examples[a.example_id] for a in answers])
 
     # How answers are made.
 
@@ -121,21 +125,19 @@ class Lab:
         return read_rows(Path(artifact.folder) / "labels.jsonl", Label), {"label_file": self.relative(artifact, "labels.jsonl")}
 
     def evaluator(self) -> Artifact:
-        """The comparison model, trained on answers of the weak model's snapshots to the first half, all snapshots sampled in one pass."""
-        c, n = self.config.evaluator, self.config.evaluator.checkpoints
+        """The comparison model, trained on answers to the first half: graded ones of the weak model's snapshots, or those of two models."""
+        c, weak = self.config.evaluator, self.model("weak")
         how = self._sampled(c.temperature)
-        name, model = "evaluator-answers", self.model("weak")
-        sampled = answer(self.bench, model, name, [self.d1] * n, how, self.weak_supervisor(), SNAPSHOTS, purpose=name)
-        answers = answers_of(sampled)
-        grades = self.grade(answers).reshape(n, -1).T
-        texts = np.array([a.text for a in answers], object).reshape(n, -1).T
-        made = pairs.evaluator_pairs(self.d1, texts.tolist(), grades.tolist(), self.config.seed)
+        if self.judges.graded:
+            made = evaluators.graded_pairs(self.bench, weak, self.d1, how, self.weak_supervisor(), self.task.grade)
+        else:
+            made = evaluators.category_pairs(self.bench, weak, self.d1, how)
         train, held_out = pairs.split_pairs(made, self.config.seed, c.validation)
         return evaluators.train(self.bench, self.model("evaluator"), pairs.both_orders(train), pairs.both_orders(held_out))
 
-    def score_fn(self, evaluator: Artifact) -> judge.ScoreFn:
-        """The trained evaluator as a function of (question, A, B)."""
-        return evaluators.score_fn(self.bench, self.model("evaluator"), evaluator)
+    def score_fn(self, comparer: Artifact) -> judge.ScoreFn:
+        """The trained evaluator or the judge as a function of (question, A, B)."""
+        return self.judges.score_fn(comparer)
 
     # Fine-tuning on labels, and the test split.
 
@@ -184,7 +186,7 @@ class Lab:
         """The labels after round `r` of `method`, and what happened; the stage keeps both, and an audit of every label."""
         c = self.config
         settings = {"method": method, "round": r, "alpha": c.alpha, "alpha_of": c.alpha_of, "match": match}
-        settings |= {"feedback": c.feedback, "oracle": c.oracle.to_dict(), "task": c.task.to_dict()}
+        settings |= {"feedback": c.feedback, "oracle": c.oracle.to_dict(), "task": c.task.to_dict(), **self.judges.likeness()}
         inputs = {"labels": fingerprint([[x.example_id, x.text, x.source, x.round] for x in labels]), "proposals": fingerprint(proposals)}
         inputs |= {"evaluator": evaluator.manifest["digest"]} if evaluator else {}
 
@@ -207,13 +209,14 @@ class Lab:
             return methods.naive_round(labels, proposals, examples, r, c.seed, c.alpha, match)
         if evaluator is None:
             capped = c.alpha_of if c.oracle.capped else "none"
-            return methods.oracle_round(labels, proposals, examples, self.task.agree, self.task.grade, r, c.seed, c.alpha, capped)
-        return methods.ilr_round(labels, proposals, examples, self.task.agree, self.score_fn(evaluator), r, c.alpha, c.alpha_of)
+            return methods.oracle_round(labels, proposals, examples, self.judges.agree, self.task.grade, r, c.seed, c.alpha, capped)
+        return methods.ilr_round(labels, proposals, examples, self.judges.agree, self.score_fn(evaluator), r, c.alpha, c.alpha_of)
 
     def _audit(self, before: Sequence[Label], after: Sequence[Label], decisions: Sequence[Decision]) -> list[Audit]:
         """The decisions beside the prompts and grades that the report shows."""
         examples = [self.examples[label.example_id] for label in before]
-        was, would = (self.task.grade(texts, examples).tolist() for texts in ([x.text for x in before], [d.proposal for d in decisions]))
+        grades = [self.task.grade(texts, examples) for texts in ([x.text for x in before], [d.proposal for d in decisions])]
+        was, would = ([None] * len(examples) if right is None else right.tolist() for right in grades)
         rows = zip(decisions, examples, after, was, would, strict=True)
         return [
             Audit(
@@ -252,9 +255,10 @@ class Lab:
             return chosen, {"compared": len(compared), "preferences": len(chosen)}
         ids, prompts = [e.id for e in examples], [e.prompt for e in examples]
         comparisons = judge.symmetric_score(self.score_fn(evaluator), ids, prompts, a, b, self.config.dpo.scoring)
-        right, n = judge.evaluator_accuracy(np.array([c.score for c in comparisons]), a_right, b_right)
-        chosen = pairs.confident_preferences(comparisons, self.config.seed, self.config.dpo.share)
-        return chosen, {"compared": len(compared), "preferences": len(chosen), "evaluator_accuracy": right, "evaluator_pairs": n}
+        right, n = judge.evaluator_accuracy(judge.scores_of(comparisons), a_right, b_right)
+        chosen = pairs.confident_preferences([c for c in comparisons if c], self.config.seed, self.config.dpo.share)
+        facts = {"compared": len(compared), "preferences": len(chosen), "unanswered": sum(c is None for c in comparisons)}
+        return chosen, {**facts, "evaluator_accuracy": right, "evaluator_pairs": n}
 
     def optimise_preferences(self, policy: Artifact, preferences: Sequence[Pair]) -> Artifact:
         """The policy after this round's DPO; as it was if nothing is preferred, as when all samples say the same."""
@@ -281,6 +285,7 @@ def _facts(method: str, audit: Sequence[Audit]) -> dict[str, Any]:
         "agreed": agreed if method == "ilr" else None,
         "unread": unread,
         "compared": len(audit) - agreed - unread if method == "ilr" else 0,
+        "unanswered": sum(row.reason == select.REASONS["disagrees"] for row in audit) if method == "ilr" else None,
         "replaced": sum(row.accepted for row in audit),
         "threshold": asked[0].threshold if asked else None,
         "evaluator_accuracy": right,

@@ -10,17 +10,19 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Shaped
 
 from ilr_jax import metrics, settings
 from ilr_jax.files import explained, read_json, write_json
+from ilr_jax.judges import NO_VERDICT
 from ilr_jax.lab import Lab
 from ilr_jax.store import claim
-from ilr_jax.types import Artifact, Config, Label
+from ilr_jax.types import Answer, Artifact, Config, Label
 
 Round = Mapping[str, Any]
 BLANK = dict.fromkeys(
     ("label_accuracy", "labels", "label_file", "evaluator_accuracy", "evaluator_pairs", "agreed", "unread", "compared", "preferences")
-    + ("replaced", "threshold", "flows", "audit", "supervisor_accuracy")
+    + ("replaced", "threshold", "flows", "audit", "supervisor_accuracy", "unanswered")
 )
 
 
@@ -34,7 +36,7 @@ def refined(lab: Lab, method: str) -> Iterator[tuple[int, list[Label], Round]]:
     """The labels of every round, the first ones as round 0: fold models propose for each other's part, then labels are replaced."""
     labels, facts = lab.first_labels()
     yield 0, labels, facts
-    judge = lab.evaluator() if method == "ilr" and lab.config.feedback == "evaluator" else None
+    judge = lab.judges.comparer() if method == "ilr" else None
     matched = method == "naive" and lab.config.naive.match_count
     counts = [facts.get("replaced") for _, _, facts in refined(lab, "ilr")] if matched else []
     for r in range(1, lab.config.rounds + 1):
@@ -60,7 +62,7 @@ def dpo(lab: Lab) -> Iterator[Round]:
     labels, facts = lab.first_labels()
     policy = lab.fine_tune(labels)
     yield _measured(lab, 0, policy, labels=labels, **facts)
-    judge = lab.evaluator() if lab.config.feedback == "evaluator" else None
+    judge = lab.judges.comparer()
     for r in range(1, lab.config.rounds + 1):
         preferences, facts = lab.prefer(policy, judge, r)
         policy = lab.optimise_preferences(policy, preferences)
@@ -80,7 +82,8 @@ def run(config: Config, workdir: str | Path) -> None:
         _keep_compiled(Path(config.compute.cache).expanduser())
     lab = Lab(config, Path(workdir))
     lab.check()  # before the workdir is claimed: what fails on bad input must not stand in the way of the corrected command
-    claim(workdir, _resolved(lab), ignore=("method", "seed", *(f"compute.{name}" for name in config.compute if name != "dtype")))
+    how = (*(f"compute.{name}" for name in config.compute if name != "dtype"), *NO_VERDICT)
+    claim(workdir, _resolved(lab), ignore=("method", "seed", *how))
     for number, name in enumerate(names, 1):
         _record(lab, name, f"[{number}/{len(names)}] {name}")
 
@@ -117,7 +120,7 @@ def _record(lab: Lab, name: str, title: str) -> None:
             write_json(
                 path, record | {"config": old.get("config", _resolved(lab)), "seconds": sum(lab.bench.spent.values()), "rounds": done}
             )
-        lab.bench.say(f"test accuracy {facts['test_accuracy']:.1%}" + _label_line(facts))
+        lab.bench.say(f"test {facts['test_measure']} {facts['test_accuracy']:.1%}" + _label_line(facts))
 
 
 def _label_line(facts: Round) -> str:
@@ -128,13 +131,23 @@ def _label_line(facts: Round) -> str:
 def _measured(lab: Lab, r: int, model: Artifact, labels: list[Label] | None = None, **facts: Any) -> Round:
     """A round's row: the model (in round 0 the supervisor too) on the test split, the labels against the references, facts."""
     answers, artifact = lab.test(model)
-    right = lab.grade(answers)
-    interval = metrics.bootstrap_interval(right, lab.config.seed)
-    row = {**BLANK, "round": r, "test_accuracy": interval.mean, "test_interval": [interval.low, interval.high], "test_size": len(right)}
-    row |= {"test_right": right.tolist(), "answers": lab.relative(artifact, "answers.jsonl"), "model": lab.relative(model, "")}
+    worth = _worth(lab, answers)
+    told = worth[~np.isnan(worth)]  # a judge may leave an answer without a verdict
+    interval = metrics.bootstrap_interval(told, lab.config.seed)
+    row = {**BLANK, "round": r, "test_accuracy": interval.mean, "test_interval": [interval.low, interval.high], "test_size": len(told)}
+    row |= {
+        "test_measure": "accuracy" if lab.judges.graded else "win rate",
+        "test_right": worth.tolist() if len(told) == len(worth) else None,
+    }
+    row |= {"answers": lab.relative(artifact, "answers.jsonl"), "model": lab.relative(model, "")}
     if r == 0:
-        row["supervisor_accuracy"] = float(np.mean(lab.grade(lab.test_supervisor())))
-    if labels is not None:
-        grades = lab.grade_labels(labels)
-        row |= {"label_accuracy": float(np.mean(grades)), "labels": len(labels)}
+        row["supervisor_accuracy"] = float(np.nanmean(_worth(lab, lab.test_supervisor())))
+    grades = lab.grade_labels(labels) if labels is not None else None
+    row |= {"labels": len(labels) if labels is not None else None, "label_accuracy": None if grades is None else float(np.mean(grades))}
     return row | facts
+
+
+def _worth(lab: Lab, answers: list[Answer]) -> Shaped[np.ndarray, " n"]:
+    """What test answers are worth: right or not; without a grader P(better than the reference), NaN where no valid verdict came."""
+    right = lab.grade(answers)
+    return lab.win_rates(answers) if right is None else right

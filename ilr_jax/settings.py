@@ -15,7 +15,9 @@ from ilr_jax.types import Config
 METHODS = ("sft", "ilr", "naive", "dpo")
 OPTIMIZERS = ("adamw", "adafactor", "rmsprop")
 CHOICES = {
-    "feedback": ("evaluator", "oracle"),
+    "feedback": ("evaluator", "oracle", "judge"),
+    "judge.kind": ("endpoint", "model", "evaluator"),
+    "embed.kind": ("local", "endpoint"),
     "demos": ("weak", "correct"),
     "alpha_of": ("disagreeing", "all", "none"),
     "task.name": tuple(FACTORIES),
@@ -43,6 +45,11 @@ BOUNDS: dict[str, tuple[int | float, int | float]] = {
     **dict.fromkeys(("sft.max_length", "dpo.samples"), (2, inf)),
     **dict.fromkeys(("lora.rank", "decoding.beams", "decoding.max_new_tokens"), COUNT),
     **dict.fromkeys(("lora.alpha", "dpo.beta"), POSITIVE),
+    "judge.top_logprobs": (0, 20),
+    "judge.max_invalid": SHARE,
+    "endpoint.timeout": POSITIVE,
+    **dict.fromkeys(("endpoint.attempts", "endpoint.workers"), COUNT),
+    **dict.fromkeys(("endpoint.max_requests", "endpoint.max_tokens"), NOT_NEGATIVE),
     "decoding.top_k": NOT_NEGATIVE,
     "decoding.top_p": (POSITIVE[0], 1),
     **dict.fromkeys(("evaluator.temperature", "decoding.temperature", "dpo.temperature", "compute.save_every"), NOT_NEGATIVE),

@@ -149,8 +149,8 @@ def test_every_round_has_other_folds(lab, monkeypatch):
 def test_samples_are_drawn_at_the_temperature_of_their_purpose(lab, monkeypatch):
     c = lab.config
     c.dpo.temperature, c.evaluator.temperature, c.decoding.temperature, c.dpo.samples = 0.31, 0.41, 0.51, 4
-    asked = lambda call: next(x for x in caught(monkeypatch, "ilr_jax.lab.answer", call)[0] if hasattr(x, "max_new_tokens"))
-    of_dpo, of_evaluator = asked(lambda: lab.prefer(POLICY, None, 1)), asked(lab.evaluator)
+    asked = lambda call, of="lab": next(x for x in caught(monkeypatch, f"ilr_jax.{of}.answer", call)[0] if hasattr(x, "max_new_tokens"))
+    of_dpo, of_evaluator = asked(lambda: lab.prefer(POLICY, None, 1)), asked(lab.evaluator, "evaluator")
     assert (of_dpo.temperature, of_dpo.n) == (0.31, 4) and (of_evaluator.temperature, of_evaluator.n) == (0.41, 1)
     assert asked(lab.weak_labels).rule == (0.51, None, 1.0)
     c.decoding.top_k, c.decoding.top_p = 40, 0.9

@@ -10,10 +10,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool
 
-from ilr_jax.tasks import gsm8k, wordmath
+from ilr_jax.tasks import gsm8k, saferpaca, wordmath
 from ilr_jax.types import Example
 
-FACTORIES = {"gsm8k": gsm8k.load, "wordmath": wordmath.load}
+FACTORIES = {"gsm8k": gsm8k.load, "wordmath": wordmath.load, "saferpaca": saferpaca.load}
 
 
 @runtime_checkable
@@ -31,12 +31,19 @@ class Task(Protocol):
         """Examples with references that nothing is trained on."""
         ...
 
-    def grade(self, answers: Sequence[str], examples: Sequence[Example]) -> Bool[np.ndarray, " n"]:
-        """Whether answer i is right for example i."""
+    def grade(self, answers: Sequence[str], examples: Sequence[Example]) -> Bool[np.ndarray, " n"] | None:
+        """Whether answer i is right for example i; None, whatever is asked, if the task has no grader.
+
+        Figures of what is right are null then, the oracle is refused, and test answers are measured by their win rate: the probability that
+        the config's judge prefers them to the reference.
+        """
         ...
 
-    def agree(self, a: Sequence[str], b: Sequence[str], examples: Sequence[Example]) -> Bool[np.ndarray, " n"]:
-        """Whether a[i] and b[i] say the same, so that a comparison of them is not worth asking for."""
+    def agree(self, a: Sequence[str], b: Sequence[str], examples: Sequence[Example]) -> Bool[np.ndarray, " n"] | None:
+        """Whether a[i] and b[i] say the same, so that a comparison of them is not worth asking for.
+
+        None, whatever is asked, if nothing can be read off an answer: then the half of the pairs that is more alike counts as agreed.
+        """
         ...
 
     def usable(self, answer: str) -> bool:

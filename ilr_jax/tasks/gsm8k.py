@@ -10,13 +10,12 @@ import unicodedata
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
-from ilr_jax.files import read_json
+from ilr_jax.tasks import saved
 from ilr_jax.types import Example
 
 HUB = ("openai/gsm8k", "main")
@@ -109,23 +108,7 @@ class GSM8K(Grading):
 
 def _rows(path: str | None, split: str) -> Any:
     """One split with the two columns, not empty."""
-    where = path or HUB[0]
-    rows: Any = _saved(_folder(Path(path), split)) if path else _fetched(split)
-    if missing := [column for column in COLUMNS if column not in rows.column_names]:
-        raise ValueError(f"{where}, {split}: wanted columns {COLUMNS}, missing {missing}, found {rows.column_names}; rename them")
-    if not len(rows):
-        raise ValueError(f"{where}, {split}: the split is empty; wanted at least one row")
-    return rows
-
-
-def _saved(folder: Path) -> Any:
-    """One split that `save_to_disk` wrote; `datasets` is imported late because only this task needs it."""
-    import datasets
-
-    try:
-        return datasets.load_from_disk(str(folder))
-    except (OSError, ValueError) as error:  # pyarrow's errors among them
-        raise ValueError(f"{folder} cannot be read ({error}); if it is damaged, save it again") from error
+    return saved.checked(_fetched(split), f"{HUB[0]}, {split}", COLUMNS) if path is None else saved.split(path, split, COLUMNS)
 
 
 def _fetched(split: str) -> Any:
@@ -139,26 +122,6 @@ def _fetched(split: str) -> Any:
             f"{HUB[0]} cannot be had from the Hugging Face Hub ({error}); check the network and HF_HUB_OFFLINE, or set task.path to a "
             "folder that DatasetDict.save_to_disk wrote"
         ) from error
-
-
-def _field(path: Path, name: str) -> Any:
-    found = read_json(path)
-    if not isinstance(found, dict) or name not in found:
-        raise ValueError(f"{path}: wanted an object with {name!r}, got {found!r:.80}; the folder is damaged, save it again")
-    return found[name]
-
-
-def _folder(path: Path, split: str) -> Path:
-    """The folder of one split of a saved DatasetDict."""
-    listing = path / "dataset_dict.json"
-    if not listing.is_file():
-        raise ValueError(f"task.path={str(path)!r}: wanted a folder that DatasetDict.save_to_disk wrote, with splits train and test")
-    if split not in (found := _field(listing, "splits")):
-        raise ValueError(f"{path}: no split {split!r}; found {', '.join(found)}")
-    # `datasets` writes an empty split without a data file, and then fails to read it.
-    if not _field(path / split / "state.json", "_data_files"):
-        raise ValueError(f"{path}, {split}: the split is empty; wanted at least one row")
-    return path / split
 
 
 def load(config: Any) -> GSM8K:
