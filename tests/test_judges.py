@@ -92,7 +92,7 @@ def test_an_endpoint_that_fails_stops_the_run_and_the_same_command_goes_on(safer
         config = saferpaca(feedback="judge", judge__kind="endpoint", judge__model="big", **how)
         with pytest.raises(EndpointError, match=r"judge: big at .* HTTP 503: .* 5 of 12 answers are kept in .*; the same command"):
             run(config, workdir)
-        assert len(answered) == 5 and len(api.asked) <= 8  # two attempts, and perhaps one on its way
+        assert len(answered) == 5 and len(api.asked) == 7
         state["up"] = 10_000
         ilr = run(config, workdir)["ilr"][1]
         assert ilr["compared"] and ilr["replaced"] == 0 and ilr["threshold"] == 0.5  # it likes the second place: every score is 0.5
@@ -114,13 +114,21 @@ def test_one_of_our_models_judges_by_the_token_that_it_would_write_next(tiny_mod
     bench = Bench(Store(tmp_path), saferpaca(compute__score_batch=3))
     model = Model(str(folder), "float32")
     requests = [("Why?", "because", "so"), ("Why?", "so", "because"), ("How long is it?", "x" * 300, ""), ("\u00e9?", "{a}", "%s")]
-    found = model_score_fn(bench, model)(requests)
-    for request, p in zip(requests, found, strict=True):
+    score = model_score_fn(bench, model)
+    found, letters = score(requests), np.array(model.tokenizer.letters(verdicts.LETTERS))
+
+    @jax.jit
+    def log_odds(ids):
+        bound = decoder.bind(model.config, model.params)
+        hidden, _ = bound(Rows(ids, np.arange(ids.size)[None], np.ones(ids.shape, np.int32)))
+        a, b = bound.logits(hidden[0, -1])[letters]
+        return b - a
+
+    for request, p in zip(requests[:2], found[:2], strict=True):  # of one length, so compiled once
         text = PROMPT.format(question="\n\n".join(verdicts.question(*request, 0))) + JUDGED
-        ids = np.array(model.tokenizer.encode([text]), np.int32)
-        hidden, _ = decoder.bind(model.config, model.params)(Rows(ids, np.arange(ids.size)[None], np.ones_like(ids)))
-        a, b = jax.nn.log_softmax(decoder.bind(model.config, model.params).logits(hidden[0, -1]))[np.array(model.tokenizer.letters("AB"))]
-        assert p == pytest.approx(1 / (1 + np.exp(float(a - b))), abs=1e-5)
+        odds = log_odds(np.array(model.tokenizer.encode([text]), np.int32))
+        assert p == pytest.approx(1 / (1 + np.exp(-float(odds))), abs=1e-5)
+    assert score(requests[2:3]) == pytest.approx(found[2:3], abs=1e-5)  # whatever it is scored with
     assert len({round(float(p), 7) for p in found}) == 4 and ((found > 0) & (found < 1)).all()
 
 

@@ -55,6 +55,10 @@ class Form:
     group: int = 1
 
 
+class _Stopped(Exception):
+    """Another thread has met an error that is final."""
+
+
 class Budget:
     """What may still be sent; the threads of an endpoint share it."""
 
@@ -124,7 +128,19 @@ class Endpoint:
             pool.shutdown(cancel_futures=True)
 
     def _answer(self, questions: Mapping[str, Any], form: Form, stop: threading.Event) -> dict[str, Invalid]:
-        """Ask until there is an answer, which goes into the cache; what got none, even when asked again, is returned."""
+        """Ask until there is an answer, which goes into the cache; what got none, even when asked again, is returned.
+
+        An error that is final stops the other threads before their next attempt.
+        """
+        try:
+            return self._valid_or_not(questions, form, stop)
+        except EndpointError:
+            stop.set()
+            raise
+        except _Stopped:
+            return {}
+
+    def _valid_or_not(self, questions: Mapping[str, Any], form: Form, stop: threading.Event) -> dict[str, Invalid]:
         body = {"model": self.model, **form.body(list(questions.values()))}
         asked, invalid = 0, {}
         while asked == 0 or (invalid and asked < ASKED):
@@ -140,16 +156,18 @@ class Endpoint:
         """The answers out of a reply that came whole, attempted as often as the limits allow."""
         for attempt in range(1, self.limits.attempts):
             try:
-                return self._attempt(body, form, n)
+                return self._attempt(body, form, n, stop)
             except Again as reason:
                 self._wait(attempt, reason, stop)
         try:
-            return self._attempt(body, form, n)
+            return self._attempt(body, form, n, stop)
         except Again as reason:
             raise EndpointError(f"no answer in {self.limits.attempts} attempts, at last: {reason}") from None
 
-    def _attempt(self, body: Mapping[str, Any], form: Form, n: int) -> Sequence[Any]:
+    def _attempt(self, body: Mapping[str, Any], form: Form, n: int, stop: threading.Event) -> Sequence[Any]:
         """The answers out of the reply to one request, which counts."""
+        if stop.is_set():
+            raise _Stopped
         about = len(encode(body, "a question")) // CHARACTERS + body.get("max_tokens", 0)
         self.budget.take(about)
         reply = self.transport.send(form.path, body)
@@ -166,8 +184,7 @@ class Endpoint:
         if reason.after > self.limits.longest_wait:
             raise EndpointError(f"{reason}; it asks to wait {reason.after:.0f} s, start again after that")
         backoff = min(self.limits.first_wait * 2 ** (attempt - 1), self.limits.longest_wait) * random.uniform(0.5, 1)
-        if stop.wait(max(backoff, reason.after)):
-            raise EndpointError("stopped")
+        stop.wait(max(backoff, reason.after))
 
     def _key(self, form: Form, item: Any) -> str:
         """What an answer is kept under: the model, and all of the question and its parameters. Not the address: it may move."""
