@@ -18,6 +18,10 @@ help:  ## what there is
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,torch]'
 	@touch $@
 
+.venv/cuda12 .venv/cuda13 .venv/tpu: .venv/base
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(@F)]'
+	@touch $@
+
 setup: .venv/base  ## install the package into .venv
 
 dev: .venv/dev  ## install it with what tests and lint need

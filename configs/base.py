@@ -13,6 +13,7 @@ def get_config() -> Any:
     _feedback(config)
     _judges(config)
     _compute(config)
+    _sharding(config)
     config.lock()
     return config
 
@@ -20,7 +21,8 @@ def get_config() -> Any:
 def _method(config: ConfigDict) -> None:
     config.method = "ilr"  # sft | ilr | naive | dpo; several, separated by commas, share their common stages
     config.feedback = "evaluator"  # evaluator (unreliable) | oracle (grades of the task) | judge (see below)
-    config.demos = "weak"  # weak (the supervisor's labels) | correct (only those graded right)
+    config.demos = "weak"  # weak (the supervisor's labels) | correct (only those graded right) | given (those that came with the data)
+    config.given = "untrusted"  # demos=given: which of them are refined: untrusted (of rows without a trusted reference) | all
     config.rounds = 6  # rounds of ilr, naive and dpo
     config.folds = 2  # ilr, naive: parts of the labels; a part's proposals come from a model trained on the others
     config.alpha = 0.15  # at most this share of labels changes in a round
@@ -28,12 +30,19 @@ def _method(config: ConfigDict) -> None:
     config.seed = 0  # everything random follows from it
 
     config.task = ConfigDict()
-    config.task.name = "gsm8k"  # gsm8k | wordmath (embedded) | saferpaca
-    config.task.path = ""  # local save_to_disk folder; empty: the Hugging Face Hub
+    config.task.name = "gsm8k"  # gsm8k | bird | saferpaca | jsonl (your own data: docs/data.md) | wordmath, minisql (made here)
+    # Local folder of the data (minisql: where it is made); jsonl: a file, a folder or a Hub id, @SPLIT behind it; empty: the usual place
+    config.task.path = ""
+    config.task.test_path = ""  # jsonl: the test split, likewise; empty: the split "test" of path if it has one
+    config.task.columns = ""  # jsonl: what the data calls the columns: question=query,answer=response; empty: found by their names
+    config.task.answers = "trusted"  # jsonl: the answers are trusted (references) | given (unchecked, but for rows that are marked)
     config.task.train_examples = 0  # use the first n of the train split; 0: all
     config.task.test_examples = 0  # use the first n of the test split; 0: all
-    config.task.seed = 0  # wordmath: which problems are drawn
-    config.task.grader = "numeric"  # numeric | released (the released code's string comparison)
+    config.task.seed = 0  # wordmath, minisql: which problems are drawn
+    # gsm8k, wordmath: numeric | released (string comparison); bird, minisql: official | strict; jsonl: exact | numeric | regex |
+    # MODULE:FUNCTION. Empty: the first
+    config.task.grader = ""
+    config.task.pattern = ""  # jsonl, regex: the expression whose first group is compared
 
 
 def _models(config: ConfigDict) -> None:
@@ -55,7 +64,7 @@ def _models(config: ConfigDict) -> None:
     config.sft.normalize = "sequence"  # loss: sequence (mean over examples of token means) | token (mean over tokens)
     config.sft.warmup = 0.05  # share of the steps; cosine decay to zero after it. The evaluator and DPO use it too
 
-    config.lora = ConfigDict()  # adapters of SFT and DPO
+    config.lora = ConfigDict()  # adapters of SFT and DPO, which train nothing else; the evaluator trains all its weights
     config.lora.rank = 64
     config.lora.alpha = 128.0
     config.lora.modules = "all"  # every linear layer but the head | those named, separated by commas: q_proj,v_proj
@@ -137,3 +146,17 @@ def _compute(config: ConfigDict) -> None:
     config.compute.score_batch = 64  # rows scored at a time
     config.compute.save_every = 60.0  # seconds between training checkpoints
     config.compute.cache = "~/.cache/ilr_jax/xla"  # compiled programs, reused by later runs; empty: none
+
+
+def _sharding(config: ConfigDict) -> None:
+    config.sharding = ConfigDict()  # how work is split over devices: changes no result beyond rounding. Sizes of the mesh; 0: chosen
+    config.sharding.data = 0  # devices that split rows and each hold all weights
+    config.sharding.fsdp = 0  # devices that split rows and weights; 0: as few as the largest model's training needs
+    config.sharding.tensor = 0  # devices that split heads, MLP and vocabulary; 0: 1
+    config.sharding.rules = ConfigDict()  # which mesh axes split what: some of data, fsdp, tensor; empty: none; auto: tensor, if it divides
+    config.sharding.rules.batch = "data,fsdp"  # rows
+    config.sharding.rules.embed = "fsdp"  # weights along the model's width
+    config.sharding.rules.heads = "tensor"  # attention heads
+    config.sharding.rules.kv_heads = "auto"  # heads of keys and values, of weights and cache
+    config.sharding.rules.mlp = "tensor"  # the MLP's width
+    config.sharding.rules.vocab = "auto"  # embedding and output head

@@ -2,7 +2,7 @@
 
 Command:   make quickstart     (or: ilr demo; or: python -m ilr_jax.main --config=configs/quickstart.py --workdir=runs/quickstart)
 Hardware:  two CPU cores
-Hours:     9 min 57 s in one timed run
+Hours:     6 min 13 s in one timed run, 9 min 57 s on a slower machine
 Expected:  docs/results.md: ILR improves the labels round by round and ends about 10 points of test accuracy above SFT, 5 or 6 above naive
            refinement and DPO, on average over seeds; how far that depends on these settings stands there too
 """

@@ -232,13 +232,13 @@ def take(batch: Batch, part: slice) -> Batch:
     return Batch(rows, batch.places[part], batch.targets[part], batch.weights[part], batch.units[part])
 
 
-def preferences(data: Sequence[Preference], epochs: Epochs, pad: int, max_length: int) -> Callable[[int], PairBatch]:
-    """The DPO batch of every step."""
+def preferences(data: Sequence[Preference], epochs: Epochs, pad: int, max_length: int, rows: int) -> Callable[[int], PairBatch]:
+    """The DPO batch of every step, filled up to `rows` pairs with ones that count nothing."""
     blank = Preference(([], []), ([], []), 0.0, 0.0)
 
     def at(step: int) -> PairBatch:
         """The pairs of this step, both sides in one shape."""
-        group = _filled([[data[i] for i in epochs.at(step)[0]]], epochs.batch, blank)
+        group = _filled([[data[i] for i in epochs.at(step)[0]]], rows, blank)
         chosen, rejected = ([getattr(p, side) for p in group] for side in ("chosen", "rejected"))
         both = completions(chosen + rejected, pad, "token", max_length)
         n = len(group)

@@ -1,12 +1,11 @@
 """The console script `ilr`: one verb per thing a user wants, each with an example in its `--help`.
 
 Here are only arguments and printing; the work is in the modules that the verbs load when called, so that `ilr --help` is quick.
-Bad input ends with one message and exit code 2; any other exception is a fault and keeps its traceback.
+Bad input, which every module tells by ValueError or OSError, ends with one message and exit code 2.
 From: this project.
 """
 
 import argparse
-import importlib.metadata
 import os
 import platform
 import stat
@@ -19,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from ilr_jax.files import encode, read_json, write_bytes
-
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "numpy", "ml-collections")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,9 +118,11 @@ def demo(arguments: argparse.Namespace) -> int:
 
 def env(arguments: argparse.Namespace) -> int:
     """Print versions, devices, cores and memory."""
-    from ilr_jax import __version__
+    from ilr_jax.store import packages
 
-    print(f"python {platform.python_version()}", f"ilr_jax {__version__}", *(f"{name} {_version(name)}" for name in PACKAGES), sep="\n")
+    print(
+        f"python {platform.python_version()}", *(f"{name} {version or 'not installed'}" for name, version in packages().items()), sep="\n"
+    )
     # In a process of its own: an accelerator that does not start is what a bug report is often about.
     asked = subprocess.run([sys.executable, "-c", "import jax; print(*jax.devices(), sep=', ')"], capture_output=True, text=True)
     devices = asked.stdout.strip() if asked.returncode == 0 else f"none; {asked.stderr.strip()[-500:]}"
@@ -154,7 +153,7 @@ def _run_lines(workdir: Path) -> Iterator[str]:
         record = read_json(path)
         last = record["rounds"][-1]
         state = "finished" if record["finished"] else "unfinished"
-        figures = f"test accuracy {last['test_accuracy']:.1%}"
+        figures = f"test accuracy {last['test_accuracy']:.1%}" if last["test_accuracy"] is not None else "test accuracy not known"
         figures += f", labels right {last['label_accuracy']:.1%}" if last["label_accuracy"] is not None else ""
         yield f"{record['method']} seed {record['seed']}: {state}, rounds 0 to {last['round']} done, {figures}, {record['seconds']:.0f} s"
 
@@ -183,10 +182,3 @@ def _stats(folder: Path) -> list[os.stat_result]:
             with suppress(FileNotFoundError):
                 found.append(os.lstat(path))
     return found
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

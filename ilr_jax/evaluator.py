@@ -1,7 +1,7 @@
 """The comparison model as a stage: trained on pairs of answers, and as a function that scores them.
 
-Which pairs are made of the answers is in `refine.pairs`, what its scores lead to in `refine.select`.
-From: paper appendix (evaluator training; two-model data of SaferPaca).
+Which pairs it learns from is in `refine.pairs`, what its scores lead to in `refine.select`.
+From: paper appendix (evaluator training).
 """
 
 import sys
@@ -16,43 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from ilr_jax import batches
+from ilr_jax import batches, sharding
 from ilr_jax.batches import Epochs
 from ilr_jax.models import decoder, heads
 from ilr_jax.progress import Progress
-from ilr_jax.refine import pairs
-from ilr_jax.refine.methods import GradeFn
 from ilr_jax.roles import Model, fingerprint
-from ilr_jax.sample.rollout import SamplingSettings
-from ilr_jax.stages import SNAPSHOTS, Bench, answer, answers_of, fine_tune, fit
+from ilr_jax.stages import Bench, fit
 from ilr_jax.train import checkpoint, state, steps
-from ilr_jax.types import Artifact, Example, Pair
+from ilr_jax.types import Artifact
 
 CLASSIFIER = "classifier.safetensors"
 Request3 = tuple[str, str, str]
 Comparisons = Sequence[tuple[str, str, str, int]]  # question, answer A, answer B, class
-
-
-def graded_pairs(
-    bench: Bench, weak: Model, examples: Sequence[Example], how: SamplingSettings, supervisor: Artifact, grade: GradeFn
-) -> list[Pair]:
-    """Pairs out of graded answers of the supervisor's snapshots to `examples`, all snapshots sampled in one pass."""
-    n, name = bench.config.evaluator.checkpoints, "evaluator-answers"
-    answers = answers_of(answer(bench, weak, name, [examples] * n, how, supervisor, SNAPSHOTS, purpose=name))
-    texts = np.array([a.text for a in answers], object)
-    grades = np.asarray(grade(texts.tolist(), list(examples) * n))
-    return pairs.evaluator_pairs(examples, texts.reshape(n, -1).T.tolist(), grades.reshape(n, -1).T.tolist(), bench.config.seed)
-
-
-def category_pairs(bench: Bench, weak: Model, examples: Sequence[Example], how: SamplingSettings) -> list[Pair]:
-    """Pairs out of the answers of two models, fine-tuned on the general and on the safety references in one pass."""
-    of = {category: [e for e in examples if e.tags["category"] == category] for category in (pairs.GENERAL, pairs.SAFETY)}
-    data = [[(e.prompt, str(e.reference)) for e in part] for part in of.values()]
-    models = fine_tune(bench, weak, bench.config.weak, "categories", data)
-    asked = [of[pairs.GENERAL], examples]  # the safety model answers general questions too, to be the worse one there
-    answers = answers_of(answer(bench, weak, "evaluator-answers", asked, how, models, purpose="evaluator-answers"))
-    general, safety = ({a.example_id: a.text for a in answers if a.adapter == k} for k in range(2))
-    return pairs.category_pairs(examples, general, safety, bench.config.seed)
 
 
 def train(bench: Bench, model: Model, train: Comparisons, held_out: Comparisons) -> Artifact:
@@ -63,15 +38,17 @@ def train(bench: Bench, model: Model, train: Comparisons, held_out: Comparisons)
 
     def build(folder: Path) -> Mapping[str, Any]:
         """Train, and keep the best state."""
-        pad, size = model.tokenizer.pad, bench.config.compute.score_batch
+        pad, size = model.tokenizer.pad, bench.rows(bench.config.compute.score_batch)
         rows, checks = (
             list(zip(model.tokenizer.comparisons([r[:3] for r in part]), [r[3] for r in part], strict=True)) for part in (train, held_out)
         )
         epochs = Epochs((len(rows),), section.batch, section.epochs, bench.config.seed)
-        start = state.init(_classifier(model.params, bench.random_key()), optimizer, epochs.totals)
+        classifier = sharding.put_weights(bench.layout, _classifier(model.params, bench.random_key()))
+        start = state.init(classifier, optimizer, epochs.totals, layout=bench.layout)
         model.release()  # all weights train in a copy of their own
         setup = bench.setup(model)
-        evaluate = partial(_class_metrics, steps.class_evaluation(setup), [batch for _, batch in batches.scoring(checks, size, pad)])
+        held = [sharding.put_rows(bench.layout, batch) for _, batch in batches.scoring(checks, size, pad)]
+        evaluate = partial(_class_metrics, steps.class_evaluation(setup), held)
         done = fit(
             bench,
             "evaluator",
@@ -117,15 +94,16 @@ def _class_metrics(evaluation: Callable, data: Sequence, trainable: Any) -> dict
 def score_fn(bench: Bench, model: Model, evaluator: Artifact) -> Callable[[Sequence[Request3]], Float[np.ndarray, " n"]]:
     """The evaluator as a function: for each (question, A, B) the probability that the holder of A accepts to change to B."""
     like = jax.eval_shape(_classifier, decoder.abstract(model.config), jax.random.key(0))
-    trained = checkpoint.load_tree(Path(evaluator.folder) / CLASSIFIER, like)
+    trained = checkpoint.load_tree(Path(evaluator.folder) / CLASSIFIER, like, bench.layout)
     probabilities = steps.class_probabilities(bench.setup(model))
 
     def score(requests: Sequence[Request3]) -> Float[np.ndarray, " n"]:
         out = np.full(len(requests), np.nan)
         with Progress("comparisons", len(requests), "scores") as progress:
             comparisons = [(ids, 0) for ids in model.tokenizer.comparisons(requests)]
-            for taken, batch in batches.scoring(comparisons, bench.config.compute.score_batch, model.tokenizer.pad):
-                out[taken] = np.asarray(probabilities(trained, {}, batch))[: len(taken), 0, 1]
+            for taken, batch in batches.scoring(comparisons, bench.rows(bench.config.compute.score_batch), model.tokenizer.pad):
+                found = probabilities(trained, {}, sharding.put_rows(bench.layout, batch))
+                out[taken] = np.asarray(found)[: len(taken), 0, 1]
                 progress.advance(len(taken))
         return out
 

@@ -1,5 +1,6 @@
-"""Flags and one call: `python -m ilr_jax.main --config=configs/quickstart.py --workdir=DIR`.
+"""Runs an experiment, or continues it: flags and one call.
 
+Example: python -m ilr_jax.main --config=configs/quickstart.py --config.method=ilr --workdir=runs/quickstart
 Every field of the config is a flag, `--config.rounds=3`; a misspelt one is an error that names the nearest.
 """
 
@@ -9,9 +10,18 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from ilr_jax import preemption
+
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/, any field of which may be overridden.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the experiment; the same command continues what was interrupted.")
 TRACEBACK = flags.DEFINE_bool("traceback", False, "On an error, show where in the code it was raised, not the message alone.")
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "One of several processes; JAX finds the others: TPU metadata, SLURM, MPI, Kubernetes."
+)
+ADDRESS = flags.DEFINE_string("coordinator_address", None, "host:port of process 0, where JAX finds nothing; with the next two.")
+COUNT = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+NUMBER = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
+TIMEOUT = flags.DEFINE_float("startup_timeout", 300.0, "Seconds to wait for the other processes.")
 flags.register_validator("workdir", lambda name: name != "", "wanted a folder, got an empty name")
 
 
@@ -20,17 +30,25 @@ def run(argv: Sequence[str] | None = None) -> int:
     sys.argv = list(argv or sys.argv)  # ml_collections looks for `--config.FIELD` there
     try:
         parse(sys.argv)
-        from ilr_jax import rounds  # after the flags, so that --help needs no JAX
+        from ilr_jax import hosts  # after the flags, so that --help needs no JAX
+
+        hosts.start(DISTRIBUTED.value, ADDRESS.value, COUNT.value, NUMBER.value, TIMEOUT.value)
+        from ilr_jax import rounds
 
         logging.set_verbosity(logging.WARNING)  # orbax tells of every save
         assert WORKDIR.value
-        rounds.run(CONFIG.value, WORKDIR.value)
+        with preemption.listening():
+            rounds.run(CONFIG.value, WORKDIR.value)
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)
         return 130
+    except preemption.Preempted as notice:
+        print(f"stopped by SIGTERM, {notice}; the same command continues", file=sys.stderr)
+        return 143
     except (ValueError, OSError) as error:  # settings, data, models, loss; disk and network
-        if flags.FLAGS.is_parsed() and TRACEBACK.value:
-            raise
+        fault = isinstance(error, ValueError) and flags.FLAGS.is_parsed() and not _raised_by(error, "ilr_jax", "configs")
+        if fault or (flags.FLAGS.is_parsed() and TRACEBACK.value):
+            raise  # a ValueError out of a library is nobody's input that was found wanting
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -52,11 +70,11 @@ def parse(argv: list[str]) -> None:
         raise ValueError(f"wanted flags (--name=value), got {' '.join(rest)}")
 
 
-def _raised_by(error: BaseException, package: str) -> bool:
+def _raised_by(error: BaseException, *packages: str) -> bool:
     place = error.__traceback__
     while place and place.tb_next:
         place = place.tb_next
-    return place is not None and place.tb_frame.f_globals.get("__name__", "").startswith(f"{package}.")
+    return place is not None and place.tb_frame.f_globals.get("__name__", "").startswith(tuple(f"{package}." for package in packages))
 
 
 def _reason(error: BaseException) -> str:

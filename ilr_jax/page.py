@@ -48,6 +48,11 @@ def interval(ends: Sequence[float] | None, sign: str = "") -> str:
     return "" if ends is None else f" [{ends[0] * 100:{sign}.1f},{ends[1] * 100:{sign}.1f}]"
 
 
+def others(accuracies: Mapping[str, float] | None) -> str:
+    """{"strict": 0.41} as `strict 41.0%`."""
+    return ", ".join(f"{name} {percent(value)}" for name, value in (accuracies or {}).items()) or "–"
+
+
 def headline(entry: Row) -> list[str]:
     """A summary entry as the cells under HEADLINE."""
     difference, labels = entry["difference"], (entry["label_accuracy_first"], entry["label_accuracy_last"])
@@ -64,7 +69,9 @@ def headline(entry: Row) -> list[str]:
 
 
 def supervisor(summary: Sequence[Row]) -> str:
-    """The line about the weak supervisors, and about test accuracies that are win rates; empty for runs that do not tell."""
+    """The line about supervisors and about test accuracies that are win rates or unknown; empty if there is nothing to tell."""
+    if all(entry["test_accuracy"] is None for entry in summary):
+        return "test accuracy is not known: the data has no test split with trusted references"
     known = dict.fromkeys(percent(value) for entry in summary if (value := entry["supervisor_accuracy"]) is not None)
     won = [entry["series"] for entry in summary if entry["test_measure"] == "win rate"]
     parts = [f"the supervisor's own test accuracy: {', '.join(known)}"] if known else []
@@ -87,7 +94,7 @@ def render(
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"percent": percent, "headline": headline, "difference": difference}
+    environment.filters |= {"percent": percent, "others": others, "headline": headline, "difference": difference}
     script = (folder / "report.js").read_text(encoding="utf-8")
     labels, left_out = browser_data(rows, audits)
     return environment.get_template("report.html.j2").render(

@@ -20,15 +20,24 @@ from ilr_jax.types import Audit, Label
 
 BASELINE = "sft"
 RIVALS = ("dpo", "naive", "sft")  # what ILR is compared with
-FIELDS = ("test_accuracy", "test_interval", "test_size", "test_right", "supervisor_accuracy", "label_accuracy", "labels")
+FIELDS = (
+    "test_accuracy",
+    "test_interval",
+    "test_size",
+    "test_right",
+    "other_accuracies",
+    "supervisor_accuracy",
+    "label_accuracy",
+    "labels",
+)
 FIELDS += (
     "test_measure",
+    "unanswered",
     "evaluator_accuracy",
     "evaluator_pairs",
     "agreed",
     "unread",
     "compared",
-    "unanswered",
     "preferences",
     "replaced",
     "threshold",
@@ -253,13 +262,17 @@ def _mean(values: Iterator[float | None]) -> float | None:
 
 
 def _interval(rows: Sequence[Row]) -> list[float] | None:
-    """Of one seed, the interval that its run recorded."""
+    """Of one seed, the interval that its run recorded; None where nothing was tested."""
+    if any(row["test_accuracy"] is None for row in rows):
+        return None
     return rows[0]["test_interval"] if len(rows) == 1 else _estimated(metrics.bootstrap_interval, _results(rows))
 
 
 def _difference(rows: Mapping[int, Row], baseline: Mapping[int, Row]) -> Row | None:
-    """Of the seeds that both have, paired by seed and, where they tell, by test example."""
-    seeds = sorted(rows.keys() & baseline.keys())
+    """Of the seeds that both have and tested, paired by seed and, where they tell, by test example."""
+    seeds = [
+        seed for seed in sorted(rows.keys() & baseline.keys()) if None not in (rows[seed]["test_accuracy"], baseline[seed]["test_accuracy"])
+    ]
     if not seeds:
         return None
     results = _results([rows[seed] for seed in seeds] + [baseline[seed] for seed in seeds])

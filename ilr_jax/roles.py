@@ -2,16 +2,22 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
+from ilr_jax import sharding
 from ilr_jax.files import encode, sha256_of
 from ilr_jax.models import config as model_config
-from ilr_jax.models import hf
+from ilr_jax.models import decoder, hf
 from ilr_jax.models.config import ModelConfig
+from ilr_jax.sharding import Layout
 from ilr_jax.tokenizer import COMPARISON, Tokenizer
-from ilr_jax.types import Example
+from ilr_jax.types import Config, Example
 
 EMBEDDED = Path(__file__).parent / "embedded"
 
@@ -37,15 +43,39 @@ def _file_hash(path: Path) -> str:
     return name if path.is_symlink() and len(name) == 64 else sha256_of(path)
 
 
+@dataclass
+class Memory:
+    """Where the parameters of models go: how they are split over devices, and whose are there at present."""
+
+    layout: Layout | None = None
+    held: dict["Model", Mapping[str, Any]] = field(default_factory=dict)
+
+
+UNKNOWN_MEMORY = 16 * 2**30  # bytes of a device that does not say, such as a CPU
+
+
+def layout(wanted: Config, models: Mapping[str, "Model"]) -> Layout | None:
+    """The layout that the section `sharding` asks for; what it leaves open is chosen for the models' weights and the evaluator's training.
+
+    All weights of the evaluator train: weights, gradient, two moments and the best state, in float32. Raises ValueError for what cannot be
+    split.
+    """
+    stats = jax.local_devices()[0].memory_stats() or {}
+    largest = max(model.size * (20 if role == "evaluator" else np.dtype(model.dtype).itemsize) for role, model in models.items())
+    units = [model.config.units for model in models.values()]
+    sizes = {"data": wanted.data, "fsdp": wanted.fsdp, "tensor": wanted.tensor}
+    return sharding.choose(sizes, wanted.rules.to_dict(), units, largest, stats.get("bytes_limit", UNKNOWN_MEMORY))
+
+
 class Model:
     """A base model: its folder, config and tokenizer, and its parameters once they are asked for.
 
-    Of the models that share `loaded`, the parameters of one at a time are in memory: two would not fit one accelerator beside a training.
+    Of the models that share a memory, the parameters of one at a time are in it: two would not fit one accelerator beside a training.
     """
 
-    def __init__(self, source: str, dtype: str, loaded: dict["Model", Mapping[str, Any]] | None = None):
+    def __init__(self, source: str, dtype: str, memory: Memory | None = None):
         self.folder, self.dtype = folder_of(source), dtype
-        self._loaded = {} if loaded is None else loaded
+        self._memory = memory or Memory()
         self.config: ModelConfig = model_config.read(self.folder)
         self.tokenizer = Tokenizer(self.folder, self.config)
 
@@ -82,6 +112,11 @@ class Model:
                 )
 
     @cached_property
+    def size(self) -> int:
+        """The number of parameters."""
+        return sum(leaf.size for leaf in jax.tree.leaves(decoder.abstract(self.config)))
+
+    @cached_property
     def digest(self) -> str:
         """Stands for every byte of weights, config and tokenizer, and for the compute dtype."""
         files = sorted(p for p in self.folder.iterdir() if p.suffix in (".safetensors", ".json", ".model"))
@@ -90,11 +125,13 @@ class Model:
     @property
     def params(self) -> Mapping[str, Any]:
         """The decoder's parameters in the compute dtype."""
-        if self not in self._loaded:
+        held, layout = self._memory.held, self._memory.layout
+        if self not in held:
             self.release()
-            self._loaded[self] = hf.load(self.folder, dtype=self.dtype)[1]
-        return self._loaded[self]
+            places = layout and sharding.shardings(layout, decoder.abstract(self.config))
+            held[self] = hf.load(self.folder, dtype=self.dtype, sharding=places)[1]
+        return held[self]
 
     def release(self) -> None:
         """Let go of what is loaded; it is read again when it is asked for."""
-        self._loaded.clear()
+        self._memory.held.clear()

@@ -1,6 +1,7 @@
 """The experiment, told in order: who writes the labels, how each method spends its rounds, and what is recorded after each of them.
 
-The work is in `lab` and `stages`, each piece on disk and shared by the methods; here is only the order (paper section 3, appendix).
+The work is in `demos`, `feedback`, `refinement` and `preference`, each piece on disk and shared by the methods; here is only the order
+(paper section 3, appendix).
 """
 
 import time
@@ -12,9 +13,8 @@ import jax
 import numpy as np
 from jaxtyping import Shaped
 
-from ilr_jax import metrics, settings
+from ilr_jax import demos, feedback, metrics, preference, refinement, settings
 from ilr_jax.files import explained, read_json, write_json
-from ilr_jax.judges import NO_VERDICT
 from ilr_jax.lab import Lab
 from ilr_jax.store import claim
 from ilr_jax.types import Answer, Artifact, Config, Label
@@ -22,26 +22,27 @@ from ilr_jax.types import Answer, Artifact, Config, Label
 Round = Mapping[str, Any]
 BLANK = dict.fromkeys(
     ("label_accuracy", "labels", "label_file", "evaluator_accuracy", "evaluator_pairs", "agreed", "unread", "compared", "preferences")
-    + ("replaced", "threshold", "flows", "audit", "supervisor_accuracy", "unanswered")
+    + ("replaced", "threshold", "flows", "audit", "supervisor_accuracy")
+    + ("test_accuracy", "test_interval", "test_size", "test_right", "test_measure", "unanswered", "answers")
 )
 
 
 def sft(lab: Lab) -> Iterator[Round]:
     """The baseline: the strong model, fine-tuned on the first labels."""
-    labels, facts = lab.first_labels()
+    labels, facts = demos.first_labels(lab)
     yield _measured(lab, 0, lab.fine_tune(labels), labels=labels, **facts)
 
 
 def refined(lab: Lab, method: str) -> Iterator[tuple[int, list[Label], Round]]:
     """The labels of every round, the first ones as round 0: fold models propose for each other's part, then labels are replaced."""
-    labels, facts = lab.first_labels()
+    labels, facts = demos.first_labels(lab)
     yield 0, labels, facts
-    judge = lab.judges.comparer() if method == "ilr" else None
+    judge = feedback.comparer(lab) if method == "ilr" else None
     matched = method == "naive" and lab.config.naive.match_count
     counts = [facts.get("replaced") for _, _, facts in refined(lab, "ilr")] if matched else []
     for r in range(1, lab.config.rounds + 1):
-        proposals = lab.propose(labels, r)
-        labels, facts = lab.refine(method, labels, proposals, judge, r, counts[r] if matched else None)
+        proposals = refinement.propose(lab, labels, r)
+        labels, facts = refinement.refine(lab, method, labels, proposals, judge, r, counts[r] if matched else None)
         yield r, labels, facts
 
 
@@ -59,13 +60,13 @@ def naive(lab: Lab) -> Iterator[Round]:
 
 def dpo(lab: Lab) -> Iterator[Round]:
     """Preference optimisation on the same feedback: each round samples, compares, and trains the current adapter on."""
-    labels, facts = lab.first_labels()
+    labels, facts = demos.first_labels(lab)
     policy = lab.fine_tune(labels)
     yield _measured(lab, 0, policy, labels=labels, **facts)
-    judge = lab.judges.comparer()
+    judge = feedback.comparer(lab)
     for r in range(1, lab.config.rounds + 1):
-        preferences, facts = lab.prefer(policy, judge, r)
-        policy = lab.optimise_preferences(policy, preferences)
+        preferences, facts = preference.prefer(lab, policy, judge, r)
+        policy = preference.optimise(lab, policy, preferences)
         yield _measured(lab, r, policy, **facts)
 
 
@@ -78,12 +79,18 @@ def run(config: Config, workdir: str | Path) -> None:
     Raises ValueError for settings that cannot be, for bad data or models, and for a workdir that another config made.
     """
     names = settings.check(config)
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"wanted one process, which drives all devices of its machine, got {jax.process_count()}: processes cannot share the stages of "
+            "a workdir yet; start it without --distributed"
+        )
     if config.compute.cache:
         _keep_compiled(Path(config.compute.cache).expanduser())
     lab = Lab(config, Path(workdir))
     lab.check()  # before the workdir is claimed: what fails on bad input must not stand in the way of the corrected command
-    how = (*(f"compute.{name}" for name in config.compute if name != "dtype"), *NO_VERDICT)
-    claim(workdir, _resolved(lab), ignore=("method", "seed", *how))
+    feedback.check(lab)
+    how = (f"compute.{name}" for name in config.compute if name != "dtype")
+    claim(workdir, _resolved(lab), ignore=("method", "seed", "sharding", *feedback.NO_VERDICT, *how))
     for number, name in enumerate(names, 1):
         _record(lab, name, f"[{number}/{len(names)}] {name}")
 
@@ -120,34 +127,41 @@ def _record(lab: Lab, name: str, title: str) -> None:
             write_json(
                 path, record | {"config": old.get("config", _resolved(lab)), "seconds": sum(lab.bench.spent.values()), "rounds": done}
             )
-        lab.bench.say(f"test {facts['test_measure']} {facts['test_accuracy']:.1%}" + _label_line(facts))
+        lab.bench.say(_line(facts))
 
 
-def _label_line(facts: Round) -> str:
-    line = f", labels right {facts['label_accuracy']:.1%}" if facts["label_accuracy"] is not None else ""
-    return line + (f", evaluator right {facts['evaluator_accuracy']:.1%}" if facts["evaluator_accuracy"] is not None else "")
+def _line(facts: Round) -> str:
+    names = {"test_accuracy": f"test {facts['test_measure']}", "label_accuracy": "labels right", "evaluator_accuracy": "evaluator right"}
+    known = [f"{what} {facts[name]:.1%}" for name, what in names.items() if facts[name] is not None]
+    return ", ".join(known) or "done; without trusted references nobody knows what is right"
 
 
 def _measured(lab: Lab, r: int, model: Artifact, labels: list[Label] | None = None, **facts: Any) -> Round:
-    """A round's row: the model (in round 0 the supervisor too) on the test split, the labels against the references, facts."""
+    """A round's row: the model (in round 0 the supervisor too) on the test split, the labels against the references, facts.
+
+    What cannot be known is null: there may be no test split, and no reference for any label.
+    """
+    row = {**BLANK, "round": r, "model": lab.relative(model, ""), **(_tested(lab, model) if lab.tests else {})}
+    if r == 0 and lab.tests and lab.config.demos != "given":
+        row["supervisor_accuracy"] = float(np.nanmean(_worth(lab, lab.test_supervisor())))
+    if labels is not None:
+        grades = lab.grade_labels(lab.known(labels))
+        row |= {"label_accuracy": float(np.mean(grades)) if grades is not None and len(grades) else None, "labels": len(labels)}
+    return row | facts
+
+
+def _tested(lab: Lab, model: Artifact) -> Round:
     answers, artifact = lab.test(model)
     worth = _worth(lab, answers)
     told = worth[~np.isnan(worth)]  # a judge may leave an answer without a verdict
     interval = metrics.bootstrap_interval(told, lab.config.seed)
-    row = {**BLANK, "round": r, "test_accuracy": interval.mean, "test_interval": [interval.low, interval.high], "test_size": len(told)}
-    row |= {
-        "test_measure": "accuracy" if lab.judges.graded else "win rate",
-        "test_right": worth.tolist() if len(told) == len(worth) else None,
-    }
-    row |= {"answers": lab.relative(artifact, "answers.jsonl"), "model": lab.relative(model, "")}
-    if r == 0:
-        row["supervisor_accuracy"] = float(np.nanmean(_worth(lab, lab.test_supervisor())))
-    grades = lab.grade_labels(labels) if labels is not None else None
-    row |= {"labels": len(labels) if labels is not None else None, "label_accuracy": None if grades is None else float(np.mean(grades))}
-    return row | facts
+    row = {"test_accuracy": interval.mean, "test_interval": [interval.low, interval.high], "test_size": len(told)}
+    row |= {"test_measure": "accuracy" if lab.has_grader else "win rate", "answers": lab.relative(artifact, "answers.jsonl")}
+    row["test_right"] = worth.tolist() if len(told) == len(worth) else None
+    return row | {"other_accuracies": lab.other_accuracies(answers)}
 
 
 def _worth(lab: Lab, answers: list[Answer]) -> Shaped[np.ndarray, " n"]:
     """What test answers are worth: right or not; without a grader P(better than the reference), NaN where no valid verdict came."""
     right = lab.grade(answers)
-    return lab.win_rates(answers) if right is None else right
+    return feedback.win_rates(lab, answers) if right is None else right

@@ -8,8 +8,8 @@ from difflib import get_close_matches
 from math import inf
 from typing import Any
 
-from ilr_jax.tasks import FACTORIES
-from ilr_jax.tasks.gsm8k import GRADERS
+from ilr_jax.tasks import FACTORIES, GRADERS
+from ilr_jax.tasks.graders import FUNCTION
 from ilr_jax.types import Config
 
 METHODS = ("sft", "ilr", "naive", "dpo")
@@ -18,10 +18,11 @@ CHOICES = {
     "feedback": ("evaluator", "oracle", "judge"),
     "judge.kind": ("endpoint", "model", "evaluator"),
     "embed.kind": ("local", "endpoint"),
-    "demos": ("weak", "correct"),
+    "demos": ("weak", "correct", "given"),
+    "given": ("untrusted", "all"),
     "alpha_of": ("disagreeing", "all", "none"),
     "task.name": tuple(FACTORIES),
-    "task.grader": tuple(GRADERS),
+    "task.answers": ("trusted", "given"),
     **{f"{section}.optimizer": OPTIMIZERS for section in ("weak", "strong", "evaluator", "dpo")},
     "sft.normalize": ("sequence", "token"),
     **dict.fromkeys(("decoding.labels", "decoding.proposals"), ("beam", "sample")),
@@ -53,6 +54,7 @@ BOUNDS: dict[str, tuple[int | float, int | float]] = {
     "decoding.top_k": NOT_NEGATIVE,
     "decoding.top_p": (POSITIVE[0], 1),
     **dict.fromkeys(("evaluator.temperature", "decoding.temperature", "dpo.temperature", "compute.save_every"), NOT_NEGATIVE),
+    **dict.fromkeys(("sharding.data", "sharding.fsdp", "sharding.tensor"), NOT_NEGATIVE),
     **dict.fromkeys(("compute.microbatches", "compute.slots", "compute.beam_batch", "compute.score_batch"), COUNT),
 }
 
@@ -63,10 +65,18 @@ def check(config: Config) -> list[str]:
     faults = [_choice("method", name, METHODS, "some of ") for name in methods if name not in METHODS]
     faults += [_choice(name, value, wanted) for name, wanted in CHOICES.items() if (value := _value(config, name)) not in wanted]
     faults += [_bound(name, value, *ends) for name, ends in BOUNDS.items() if not ends[0] <= (value := _value(config, name)) <= ends[1]]
+    faults += _grader(config)
     faults += _together(config) if not faults else []
     if faults:
         raise ValueError("\n  ".join(["the config cannot be run:", *faults]))
     return methods
+
+
+def _grader(config: Config) -> list[str]:
+    """The fault of a grader that the task does not have; a name with a colon is a function of the user's, where the task takes one."""
+    wanted, got = GRADERS.get(config.task.name, ()), config.task.grader
+    known = not wanted or got in ("", *wanted) or (FUNCTION in wanted and ":" in got)
+    return [] if known else [_choice("task.grader", got, wanted)]
 
 
 def _value(config: Config, name: str) -> Any:
@@ -90,8 +100,6 @@ def _together(config: Config) -> Iterator[str]:
     """Faults of fields that must fit each other."""
     if config.dpo.samples % 2:
         yield f"dpo.samples: wanted an even number, to pair them; got {config.dpo.samples}"
-    if config.dpo.batch % config.compute.microbatches:
-        yield f"dpo.batch: wanted a multiple of compute.microbatches={config.compute.microbatches}; got {config.dpo.batch}"
     at_once = "compute.beam_batch" if config.decoding.proposals == "beam" else "compute.slots"
     for rows, needed in (("compute.slots", "evaluator.checkpoints"), ("compute.slots", "dpo.samples"), (at_once, "folds")):
         if _value(config, rows) < _value(config, needed):

@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from ilr_jax import batches, tokenizer
+from ilr_jax import batches, sharding, tokenizer
 from ilr_jax.batches import Epochs, Packing, Preference, Sample
-from ilr_jax.files import read_rows, write_rows
+from ilr_jax.files import read_json, read_rows, write_json, write_rows
 from ilr_jax.models import lora
 from ilr_jax.models.config import ModelConfig
 from ilr_jax.models.lora import Lora
@@ -26,6 +26,7 @@ from ilr_jax.sample.beam import BeamSettings
 from ilr_jax.sample.generate import generate
 from ilr_jax.sample.requests import Request
 from ilr_jax.sample.rollout import SamplingSettings
+from ilr_jax.sharding import Layout
 from ilr_jax.store import Build, Store
 from ilr_jax.train import checkpoint, loop, state, steps
 from ilr_jax.train.optimizer import OptimizerConfig
@@ -33,6 +34,7 @@ from ilr_jax.train.steps import Setup
 from ilr_jax.types import Answer, Artifact, Config, Example, Pair, Stage
 
 ADAPTERS, SNAPSHOTS = "adapters.safetensors", "snapshots.safetensors"
+SIDES = ("better", "worse")  # of a pair
 
 
 @dataclass
@@ -43,6 +45,7 @@ class Bench:
     config: Config
     place: str = ""
     spent: dict[str, float] = field(default_factory=dict)  # stage asked for -> seconds that it took, whenever that was
+    layout: Layout | None = None  # how everything is split over devices; None: one device
 
     @property
     def lora(self) -> Lora:
@@ -55,6 +58,11 @@ class Bench:
         """`compute.dtype`, with auto resolved by the platform."""
         wanted = self.config.compute.dtype
         return wanted if wanted != "auto" else "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+    def rows(self, count: int) -> int:
+        """`count` rows of a batch, rounded up to what divides evenly over devices and microbatches."""
+        multiple = self.config.compute.microbatches * sharding.row_multiple(self.layout)
+        return -(-count // multiple) * multiple
 
     def check(self, models: Sequence[ModelConfig]) -> None:
         """Raise ValueError for adapters or attention that cannot be: cuDNN needs an NVIDIA GPU, bfloat16 and no wide heads.
@@ -78,15 +86,17 @@ class Bench:
     def setup(self, model: Model, lora: Lora | None = None) -> Setup:
         """What the training steps of `model` are compiled for."""
         c = self.config.compute
-        return Setup(model.config, lora, self.dtype, attention=c.attention, remat=c.remat, microbatches=c.microbatches)
+        how = {"attention": c.attention, "remat": c.remat, "microbatches": c.microbatches, "layout": self.layout}
+        return Setup(model.config, lora, self.dtype, **how)
 
     def optimizer(self, section: Config) -> OptimizerConfig:
         """The optimiser of a role (`weak`, `strong`, `evaluator`, `dpo`)."""
         return OptimizerConfig(section.optimizer, section.learning_rate, warmup=self.config.sft.warmup)
 
-    def packing(self, model: Model) -> Packing:
-        """How training rows of `model` are laid out."""
-        return Packing(lora.even_length(model.config), self.config.compute.microbatches)
+    def packing(self, model: Model, adapters: int = 1) -> Packing:
+        """How training rows of `model` are laid out, for each of its `adapters`."""
+        multiple = self.config.compute.microbatches * sharding.row_multiple(self.layout, adapters)
+        return Packing(lora.even_length(model.config), multiple)
 
     def random_key(self) -> jax.Array:
         """The key of the config's seed."""
@@ -125,9 +135,9 @@ def fine_tune(
         c = bench.config.sft
         data = [tokenised(model, pairs) for pairs in sets]
         epochs = Epochs(tuple(len(samples) for samples in data), c.batch, section.epochs, bench.config.seed)
-        at = batches.sft(data, epochs, model.tokenizer.pad, c.normalize, c.max_length, bench.packing(model))
+        at = batches.sft(data, epochs, model.tokenizer.pad, c.normalize, c.max_length, bench.packing(model, len(data)))
         adapters = lora.init(model.config, bench.lora, jax.random.split(bench.random_key(), len(data)))
-        start = state.init({"adapters": adapters}, optimizer, epochs.totals)
+        start = state.init(sharding.put_weights(bench.layout, {"adapters": adapters}), optimizer, epochs.totals, layout=bench.layout)
         step = steps.sft_step(bench.setup(model, bench.lora), optimizer)
         keep = partial(_keep_snapshot, folder / "resume")
         done = fit(bench, name, folder, step, start, model.params, at, epochs.steps, snapshots=snapshots, on_snapshot=keep)
@@ -144,7 +154,8 @@ def fine_tune(
 def fit(bench: Bench, name: str, folder: Path, *args: Any, **options: Any) -> loop.Fitted:
     """`loop.fit` in what survives a kill; of its logs the metrics become part of the stage, TensorBoard's (with times in them) do not."""
     where = folder / "resume"
-    done = loop.fit(*args, folder=where, name=name, save_seconds=bench.config.compute.save_every, **options)
+    put = partial(sharding.put_rows, bench.layout)
+    done = loop.fit(*args, folder=where, name=name, put=put, save_seconds=bench.config.compute.save_every, **options)
     shutil.copyfile(where / "metrics.jsonl", folder / "metrics.jsonl")
     logs = bench.store.root / "tensorboard" / folder.name
     shutil.rmtree(logs, ignore_errors=True)
@@ -165,7 +176,7 @@ def _keep_snapshot(folder: Path, number: int, trainable: Any) -> None:
 def load_adapters(bench: Bench, model: Model, path: Path, k: int) -> Any:
     """The trained tree {"adapters": ...} of K adapters that a stage left in `path`."""
     like = jax.eval_shape(lambda: {"adapters": lora.init(model.config, bench.lora, jax.random.split(jax.random.key(0), k))})
-    return checkpoint.load_tree(path, like)
+    return checkpoint.load_tree(path, like, bench.layout)
 
 
 def answer(
@@ -209,6 +220,7 @@ def answer(
             pad=tokens.pad,
             dtype=bench.dtype,
             attention=bench.config.compute.attention,
+            layout=bench.layout,
             progress=name,
         )
         rows = [
@@ -239,39 +251,48 @@ def answers_of(artifact: Artifact) -> list[Answer]:
 
 
 def optimise(bench: Bench, model: Model, policy: Artifact, chosen: Sequence[Pair]) -> Artifact:
-    """DPO: the adapter of `policy` trained on.
-
-    The reference is that adapter as it was, or the bare base (`dpo.reference`); its log-probabilities are computed once.
-    """
+    """DPO: the adapter of `policy` trained on; the reference is that adapter as it was, or the bare base (`dpo.reference`)."""
     section = bench.config.dpo
     optimizer = bench.optimizer(section)
     settings = {"optimizer": asdict(optimizer), "epochs": section.epochs, "batch": section.batch, "beta": section.beta}
     settings |= {"lora": asdict(bench.lora), "max_length": bench.config.sft.max_length, "reference": section.reference}
+    reference = _reference(bench, model, policy, chosen)
 
     def build(folder: Path) -> Mapping[str, Any]:
         """Train on from the policy."""
         start = load_adapters(bench, model, Path(policy.folder) / ADAPTERS, 1)
         setup, pad = bench.setup(model, bench.lora), model.tokenizer.pad
-        data = _with_reference(bench, model, start if section.reference == "previous" else {}, chosen)
+        sides = [tokenised(model, [(p.prompt, getattr(p, side)) for p in chosen]) for side in SIDES]
+        data = [Preference(*row) for row in zip(*sides, *reference, strict=True)]
         epochs = Epochs((len(data),), section.batch, section.epochs, bench.config.seed)
-        at = batches.preferences(data, epochs, pad, bench.config.sft.max_length)
-        begin = state.init(start, optimizer, epochs.totals)
+        at = batches.preferences(data, epochs, pad, bench.config.sft.max_length, bench.rows(section.batch))
+        begin = state.init(start, optimizer, epochs.totals, layout=bench.layout)
         done = fit(bench, "dpo", folder, steps.dpo_step(setup, optimizer, section.beta), begin, model.params, at, epochs.steps)
         checkpoint.save_tree(folder / ADAPTERS, done.state.trainable)
         return {"pairs": len(chosen), "steps": epochs.steps}
 
-    inputs = {"model": model.digest, "policy": policy.manifest["digest"], "pairs": fingerprint([asdict(pair) for pair in chosen])}
-    return bench.run("dpo", settings, inputs, build)
+    return bench.run("dpo", settings, _preferred(model, policy, chosen), build)
 
 
-def _with_reference(bench: Bench, model: Model, reference: Any, chosen: Sequence[Pair]) -> list[Preference]:
-    """Tokenised preferences with the log-probabilities that `reference` (a trained tree; {}: the base) gives both answers."""
-    sides = [tokenised(model, [(p.prompt, getattr(p, side)) for p in chosen]) for side in ("better", "worse")]
-    samples, out = sides[0] + sides[1], np.empty(2 * len(chosen))
-    run = steps.sequence_log_probs(bench.setup(model, bench.lora))
-    size, limit = bench.config.compute.score_batch, bench.config.sft.max_length
-    with Progress("dpo reference", len(samples), "answers") as progress:
-        for taken, batch in batches.likelihoods(samples, size, model.tokenizer.pad, limit):
-            out[taken] = np.asarray(run(reference, model.params, batch))[: len(taken)]
-            progress.advance(len(taken))
-    return [Preference(*row) for row in zip(*sides, out[: len(chosen)].tolist(), out[len(chosen) :].tolist(), strict=True)]
+def _preferred(model: Model, policy: Artifact, chosen: Sequence[Pair]) -> dict[str, str]:
+    return {"model": model.digest, "policy": policy.manifest["digest"], "pairs": fingerprint([asdict(pair) for pair in chosen])}
+
+
+def _reference(bench: Bench, model: Model, policy: Artifact, chosen: Sequence[Pair]) -> list[list[float]]:
+    """The reference's log-probabilities of the better answers and of the worse ones, computed once: a stage of its own."""
+    kind, limit = bench.config.dpo.reference, bench.config.sft.max_length
+
+    def build(folder: Path) -> None:
+        """Score both answers of every pair."""
+        tree = load_adapters(bench, model, Path(policy.folder) / ADAPTERS, 1) if kind == "previous" else {}
+        samples = [row for side in SIDES for row in tokenised(model, [(p.prompt, getattr(p, side)) for p in chosen])]
+        out, run = np.empty(len(samples)), steps.sequence_log_probs(bench.setup(model, bench.lora))
+        with Progress("dpo reference", len(samples), "answers") as progress:
+            for taken, batch in batches.likelihoods(samples, bench.rows(bench.config.compute.score_batch), model.tokenizer.pad, limit):
+                out[taken] = np.asarray(run(tree, model.params, sharding.put_rows(bench.layout, batch)))[: len(taken)]
+                progress.advance(len(taken))
+        write_json(folder / "log_probs.json", out.reshape(len(SIDES), -1).tolist())
+
+    settings = {"reference": kind, "lora": asdict(bench.lora), "max_length": limit}
+    artifact = bench.run("dpo-reference", settings, _preferred(model, policy, chosen), build)
+    return read_json(Path(artifact.folder) / "log_probs.json")

@@ -40,7 +40,7 @@ __all__ = ["Store", "StorageError", "claim", "read_json", "read_rows", "write_js
 
 FORMAT = 1  # Part of every key: raise it when the meaning of a stage's files changes, and nothing older is reused.
 MANIFEST, ABOUT, RESUME = "manifest.json", "about.json", "resume"
-PACKAGES = ("ilr-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "transformers", "tokenizers")
+PACKAGES = ("ilr-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "transformers", "tokenizers", "ml-collections")
 
 Build = Callable[[Path], Mapping[str, Any] | None]
 """Fills the folder given (continuing from its `resume/` if there is one) and returns metrics, the same for the same stage."""
@@ -79,7 +79,7 @@ class Store:
 
     def _tell_versions(self, folder: Path) -> None:
         """Warn, once for the same ones, of other versions of the packages than this stage was made with: it is used all the same."""
-        made, now = _read_about(folder)["packages"], _packages()
+        made, now = _read_about(folder)["packages"], packages()
         others = tuple(f"{name} {version} (now {now[name]})" for name, version in made.items() if version != now.get(name, version))
         if others and others not in self._told:
             self._told.add(others)
@@ -233,11 +233,12 @@ def _synced_files(folder: Path) -> dict[str, dict[str, Any]]:
 def _about(seconds: float) -> dict[str, Any]:
     """What differs between two runs with the same result; no hash covers it."""
     finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return {"seconds": seconds, "finished": finished, "python": platform.python_version(), "packages": dict(_packages())}
+    return {"seconds": seconds, "finished": finished, "python": platform.python_version(), "packages": dict(packages())}
 
 
 @cache
-def _packages() -> Mapping[str, str | None]:
+def packages() -> Mapping[str, str | None]:
+    """The versions of the packages that results may depend on; None: not installed."""
     return {package: _version(package) for package in PACKAGES}
 
 

@@ -11,18 +11,19 @@ from typing import Any, Literal, NamedTuple
 from jaxtyping import Float, Int
 
 Config = Any  # an ml_collections ConfigDict, whose fields no type checker knows
-Source = Literal["weak", "proposal", "reference", "sample"]
+Source = Literal["weak", "given", "proposal", "reference", "sample"]
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One question of a task. Only graders and the oracle may read `reference`."""
+    """One question of a task. Only graders and the oracle may read `reference`; `given` is the demonstration that came with the data."""
 
     id: str
     prompt: str
     reference: str | None
     task: str
     tags: Mapping[str, Any] = field(default_factory=dict)
+    given: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

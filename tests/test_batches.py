@@ -57,8 +57,8 @@ def test_no_max_length_cuts_nothing(unlimited):
 def test_a_pair_of_which_one_answer_is_cut_away_has_no_weight(longer):
     sides = {"chosen": SAMPLES[1], "rejected": SAMPLES[1]} | {longer: ([7] * 9, [8, 2])}
     data = [batches.Preference(**sides, reference_chosen=-1.0, reference_rejected=-2.0)]
-    assert batches.preferences(data, Epochs((1,), 2, 1, 0), 0, 64)(0).weight.tolist() == [1, 0]
-    assert batches.preferences(data, Epochs((1,), 2, 1, 0), 0, 9)(0).weight.tolist() == [0, 0]
+    assert batches.preferences(data, Epochs((1,), 2, 1, 0), 0, 64, 2)(0).weight.tolist() == [1, 0]
+    assert batches.preferences(data, Epochs((1,), 2, 1, 0), 0, 9, 2)(0).weight.tolist() == [0, 0]
 
 
 def test_epochs_visit_everything_once_per_epoch_and_stop_each_set_on_its_own():
@@ -157,7 +157,7 @@ def test_comparisons_are_packed_once_an_epoch_in_one_shape():
 
 def test_preferences_keep_both_sides_in_one_shape():
     data = [batches.Preference(SAMPLES[0], SAMPLES[1], -1.0, -2.0)]
-    batch = batches.preferences(data, Epochs((1,), 2, 1, 0), 0, 64)(0)
+    batch = batches.preferences(data, Epochs((1,), 2, 1, 0), 0, 64, 2)(0)
     assert batch.chosen.rows.tokens.shape == batch.rejected.rows.tokens.shape == (2, 32)
     assert batch.weight.tolist() == [1, 0] and batch.reference_rejected.tolist() == [-2, 0]
     assert batch.chosen.targets[0, :3].tolist() == [8, 9, 2] and batch.rejected.targets[0, :2].tolist() == [4, 2]

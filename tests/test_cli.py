@@ -152,7 +152,7 @@ def test_demo_that_fails_keeps_its_exit_code(tmp_path, monkeypatch):
 def test_env_lists_versions_and_machine(capsys):
     assert cli.main(["env"]) == 0
     out = capsys.readouterr().out
-    for word in ("python 3.", "ilr_jax 0.", "jax 0.", "orbax-checkpoint 0.", "transformers 5.", "cores ", "memory ", "devices "):
+    for word in ("python 3.", "ilr-jax 0.", "jax 0.", "orbax-checkpoint 0.", "transformers 5.", "cores ", "memory ", "devices "):
         assert f"\n{word}" in f"\n{out}"
     assert "cpu" in out.lower()
 

@@ -14,9 +14,8 @@ from made_up_saferpaca import rows, save
 sys.path.append(str(Path(__file__).parent / "services"))
 from fake_api import KEY, chat, error, serving  # noqa: E402
 
-from ilr_jax import report, rounds  # noqa: E402
+from ilr_jax import feedback, judges, preference, report, rounds  # noqa: E402
 from ilr_jax.files import read_json  # noqa: E402
-from ilr_jax.judges import model_score_fn  # noqa: E402
 from ilr_jax.lab import Lab  # noqa: E402
 from ilr_jax.models import decoder  # noqa: E402
 from ilr_jax.roles import Model  # noqa: E402
@@ -114,7 +113,7 @@ def test_one_of_our_models_judges_by_the_token_that_it_would_write_next(tiny_mod
     bench = Bench(Store(tmp_path), saferpaca(compute__score_batch=3))
     model = Model(str(folder), "float32")
     requests = [("Why?", "because", "so"), ("Why?", "so", "because"), ("How long is it?", "x" * 300, ""), ("\u00e9?", "{a}", "%s")]
-    score = model_score_fn(bench, model)
+    score = judges.score_fn(bench, model)
     found, letters = score(requests), np.array(model.tokenizer.letters(verdicts.LETTERS))
 
     @jax.jit
@@ -165,16 +164,17 @@ def test_what_cannot_be_judged_is_refused_before_anything_runs(saferpaca, tiny_m
 def test_the_more_alike_half_agrees_where_the_task_reads_nothing(saferpaca, tmp_path):
     lab = Lab(saferpaca(), tmp_path)
     a, b = ["the cat sat", "yes", "a dog barks", "no"], ["a cat sat", "Paris", "dogs bark", "9"]
-    assert lab.judges.agree(a, b, lab.d2[:4]).tolist() == [True, False, True, False] and lab.judges.likeness() == {"embed": embed.VERSION}
+    assert feedback.agree(lab, a, b, lab.d2[:4]).tolist() == [True, False, True, False]
+    assert feedback.likeness(lab) == {"embed": embed.VERSION}
     lab.config.embed.kind = "endpoint"
-    assert lab.judges.likeness() == {"embed": lab.config.embed.model}
+    assert feedback.likeness(lab) == {"embed": lab.config.embed.model}
 
 
 def test_preferences_leave_out_what_got_no_verdict(saferpaca, tmp_path, monkeypatch):
     lab = Lab(saferpaca(dpo__share=1.0), tmp_path)
     masked = lambda requests: np.ma.masked_array(np.linspace(0, 1, len(requests)), [i == 1 for i in range(len(requests))])
-    monkeypatch.setattr(Lab, "score_fn", lambda *_: masked)
-    chosen, facts = lab._preferences([(e, "one", "two") for e in lab.d2], Artifact("", "", {}))
+    monkeypatch.setattr(feedback, "score_fn", lambda *_: masked)
+    chosen, facts = preference._preferences(lab, [(e, "one", "two") for e in lab.d2], Artifact("", "", {}))
     assert [p.example_id for p in chosen] == [e.id for i, e in enumerate(lab.d2) if i != 1]
     assert (facts["compared"], facts["preferences"], facts["unanswered"], facts["evaluator_pairs"]) == (12, 11, 1, 0)
 
@@ -182,4 +182,4 @@ def test_preferences_leave_out_what_got_no_verdict(saferpaca, tmp_path, monkeypa
 def test_an_evaluator_needs_grades_or_both_categories(saferpaca, tmp_path):
     path = save(tmp_path / "data", [row | {"category": "general"} for row in rows(8)], rows(3))
     with pytest.raises(ValueError, match="neither a grader nor examples of both categories"):
-        Lab(saferpaca(task__path=path), tmp_path / "run").check()
+        feedback.check(Lab(saferpaca(task__path=path), tmp_path / "run"))

@@ -69,6 +69,18 @@ def test_differences_are_paired_by_example_where_the_runs_tell(tmp_path):
     assert "test_right" not in read_json(report.write([tmp_path]).with_name("results.json"))["rows"][0]
 
 
+def test_what_was_not_tested_is_null_and_has_no_difference(tmp_path):
+    untested = dict.fromkeys(("test_accuracy", "test_interval", "test_size", "test_right", "answers"))
+    for seed in (0, 1):
+        write_run(tmp_path, "sft", [round_row(0, 0.0, **untested)], seed)
+        write_run(tmp_path, "ilr", [round_row(number, 0.0, **untested, label_accuracy=0.5) for number in (0, 1)], seed)
+    rows = report.collect([tmp_path])
+    summary = report.summarise(rows)
+    assert [(entry["test_accuracy"], entry["test_interval"], entry["difference"]) for entry in summary] == [(None, None, None)] * 2
+    assert report.differences(rows) == [] and page.supervisor(summary).startswith("test accuracy is not known")
+    assert "test accuracy is not known" in report.write([tmp_path]).read_text()
+
+
 def test_unfinished_runs_do_not_enter_means_of_finished_ones(workdir):
     write_run(workdir, "ilr", [round_row(0, 0.1)], seed=1, finished=False)
     write_run(workdir, "naive", [round_row(0, 0.2)], finished=False)

@@ -14,9 +14,8 @@ import pytest
 from conftest import every_label_usable, make_tiny_config
 from safetensors.numpy import load_file
 
-from ilr_jax import export, report, rounds, stages
+from ilr_jax import export, refinement, report, rounds, stages
 from ilr_jax.files import read_json
-from ilr_jax.lab import Lab
 from ilr_jax.roles import Model
 from ilr_jax.store import Store
 
@@ -84,7 +83,7 @@ def test_a_longer_record_stays_until_there_is_another_of_its_length(finished, mo
     path = finished / "runs" / "ilr-seed0.json"
     before = path.read_bytes()
     every_label_usable(monkeypatch)
-    monkeypatch.setattr(Lab, "propose", lambda *_: 1 / 0)
+    monkeypatch.setattr(refinement, "propose", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         rounds.run(make_tiny_config(tiny_models), finished)
     assert path.read_bytes() == before
@@ -170,9 +169,11 @@ def test_unknown_method_is_refused(tiny_config, tmp_path):
 KILLED = "import sys; from conftest import child; child(sys.argv[1], sys.argv[2])"
 
 
-@pytest.mark.parametrize("stage", ["weak", "dpo"])
-def test_a_killed_run_ends_with_the_same_bytes(finished, tiny_models, tmp_path, stage):
-    """SIGKILL inside a training that has saved, then the same command: all is as in the run that nobody killed."""
+@pytest.mark.parametrize(
+    ("stage", "number", "code"), [("weak", signal.SIGKILL, -9), ("folds", signal.SIGTERM, 143), ("dpo", signal.SIGKILL, -9)]
+)
+def test_a_killed_run_ends_with_the_same_bytes(finished, tiny_models, tmp_path, stage, number, code):
+    """A signal inside a training that has saved, then the same command: all is as in the run that nobody killed."""
     command = [sys.executable, "-c", KILLED, str(tmp_path), str(tiny_models["gemma"].parent)]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL) as process:
@@ -180,7 +181,8 @@ def test_a_killed_run_ends_with_the_same_bytes(finished, tiny_models, tmp_path, 
         while not list(tmp_path.glob(f"partial/{stage}-*/resume/resume/1")):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
+        process.send_signal(number)
+    assert process.returncode == code
     assert not (tmp_path / "runs" / "dpo-seed0.json").exists() or not records(tmp_path)["dpo-seed0"]["finished"]
     subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL, timeout=400)
     assert payload(tmp_path) == payload(finished)

@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 
 from configs import base
-from ilr_jax import rounds, settings
+from ilr_jax import rounds, settings, tasks
 from ilr_jax.models.attention import Implementation
 from ilr_jax.models.decoder import Remat
 from ilr_jax.train.optimizer import TRANSFORMS
@@ -26,7 +26,11 @@ def changed(**fields):
         ("demos", "corect", "did you mean 'correct'"),
         ("alpha_of", "disagree", "did you mean 'disagreeing'"),
         ("task__name", "gsm8", "did you mean 'gsm8k'"),
-        ("task__grader", "string", "numeric, released"),
+        ("task__grader", "string", "one of numeric, released; got 'string'"),
+        ("task__grader", "official", "numeric, released; got 'official'"),
+        ("given", "al", "did you mean 'all'"),
+        ("task__answers", "trustd", "did you mean 'trusted'"),
+        ("task__grader", "my_graders:judge", "numeric, released; got 'my_graders:judge'"),
         ("sft__normalize", "tokens", "did you mean 'token'"),
         ("decoding__proposals", "beams", "did you mean 'beam'"),
         ("decoding__labels", "samples", "did you mean 'sample'"),
@@ -58,7 +62,7 @@ def changed(**fields):
         ("evaluator__patience", 0, "at least 1"),
         ("dpo__samples", 5, "an even number"),
         ("dpo__share", 15.0, "0 to 1"),
-        ("compute__microbatches", 3, "dpo.batch: wanted a multiple of compute.microbatches=3"),
+        ("sharding__fsdp", -1, "at least 0; got -1"),
         ("compute__slots", 4, "compute.slots: wanted at least evaluator.checkpoints=10"),
         ("compute__beam_batch", 1, "compute.beam_batch: wanted at least folds=2"),
     ],
@@ -69,10 +73,26 @@ def test_a_value_that_cannot_be_is_named_with_what_was_wanted(name, value, messa
     assert name.split("__")[0] in str(caught.value)
 
 
+def test_each_task_has_its_own_graders_and_the_first_is_meant_where_none_is_named():
+    assert set(tasks.GRADERS) == set(tasks.FACTORIES)
+    for name, graders in tasks.GRADERS.items():
+        for grader in ("", *graders):
+            settings.check(changed(task__name=name, task__grader=grader))
+    with pytest.raises(ValueError, match="task.grader: wanted one of official, strict; got 'numeric'"):
+        settings.check(changed(task__name="bird", task__grader="numeric"))
+
+
 def test_all_faults_come_in_one_message():
     with pytest.raises(ValueError) as caught:
         settings.check(changed(feedback="evalutor", folds=0, sft__normalize="tokens"))
     assert [line.split(":")[0].strip() for line in str(caught.value).splitlines()[1:]] == ["feedback", "sft.normalize", "folds"]
+
+
+def test_every_task_has_its_own_graders():
+    assert settings.check(changed(task__name="jsonl", task__grader="my_graders:judge")) == ["ilr"]
+    with pytest.raises(ValueError, match="task.grader: wanted one of exact, numeric, regex, module:function; got 'released'"):
+        settings.check(changed(task__name="jsonl", task__grader="released"))
+    assert tasks.GRADERS.keys() == tasks.FACTORIES.keys()
 
 
 def test_the_table_is_that_of_the_code_and_names_fields_of_the_config():

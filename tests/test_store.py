@@ -51,8 +51,8 @@ def test_stages_of_other_versions_are_reused_and_said_so_once(tmp_path, monkeypa
         Store(tmp_path).run(Stage(name, {}, {}), build)
     later = Store(tmp_path)
     assert later.find(Stage("a", {}, {})) and not caplog.messages
-    now = dict(store._packages()) | {"jax": "99.0"}
-    monkeypatch.setattr(store, "_packages", lambda: now)
+    now = dict(store.packages()) | {"jax": "99.0"}
+    monkeypatch.setattr(store, "packages", lambda: now)
     assert later.find(Stage("a", {}, {})) and later.find(Stage("b", {}, {}))
     (said,) = caplog.messages
     assert "are reused; they were made with jax " in said and "(now 99.0)" in said

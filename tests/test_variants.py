@@ -10,7 +10,7 @@ import pytest
 from conftest import every_label_usable, make_tiny_config
 
 from configs import quickstart
-from ilr_jax import rounds
+from ilr_jax import refinement, rounds
 from ilr_jax.files import read_json
 from ilr_jax.lab import Lab
 from ilr_jax.sample.rollout import SamplingSettings
@@ -98,11 +98,13 @@ def test_labels_and_proposals_are_decoded_as_each_is_told(tiny_config, tmp_path,
         how[name] = settings
         return done
 
-    monkeypatch.setattr("ilr_jax.lab.fine_tune", lambda *_: done)
+    monkeypatch.setattr(Lab, "weak_supervisor", lambda self: done)
+    monkeypatch.setattr("ilr_jax.refinement.fine_tune", lambda *_: done)
     monkeypatch.setattr("ilr_jax.lab.answer", answer)
-    monkeypatch.setattr("ilr_jax.lab.answers_of", lambda _: [Answer(label.example_id, 0, 0, "", 0.0, True) for label in labels])
+    monkeypatch.setattr("ilr_jax.refinement.answer", answer)
+    monkeypatch.setattr("ilr_jax.refinement.answers_of", lambda _: [Answer(label.example_id, 0, 0, "", 0.0, True) for label in labels])
     lab.weak_labels()
-    lab.propose(labels, 1)
+    refinement.propose(lab, labels, 1)
     sampled = [name for name, settings in how.items() if isinstance(settings, SamplingSettings)]
     assert len(how) == 2 and sampled == ["weak-labels" if drawn == "labels" else "proposals"]
 

@@ -101,6 +101,12 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
 
+    @property
+    def units(self) -> dict[str, int]:
+        """Of how many units, which cannot be split, each logical axis of `sharding` consists."""
+        heads = {"heads": self.num_heads, "kv_heads": self.num_kv_heads}
+        return {"embed": self.hidden_size, "mlp": self.intermediate_size, "vocab": self.vocab_size, **heads}
+
 
 def _unfit(fields: Mapping[str, Any], kinds: Mapping[str, Kind], nullable: bool = False, inside: str = "") -> list[str]:
     """What is wrong with those of `fields` that are not of their kind."""

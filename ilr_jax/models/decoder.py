@@ -18,6 +18,7 @@ from ilr_jax.models.attention import Implementation, visible
 from ilr_jax.models.cache import Cache, KeyValues, Part, write
 from ilr_jax.models.config import ModelConfig
 from ilr_jax.models.layers import INIT_STD, LINEAR, Layer, RMSNorm, rope_angles
+from ilr_jax.sharding import Layout, constrain
 from ilr_jax.types import Rows
 
 Remat = Literal["none", "dots", "full"]
@@ -38,6 +39,7 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         self.config = config
+        self.layout: Layout | None = None
         self.embed = Table(config, rngs=rngs, dtype=dtype)
         split = nnx.split_rngs(splits=config.num_layers)
         self.layers = split(nnx.vmap(lambda r: Layer(config, rngs=r, dtype=dtype)))(rngs)
@@ -47,8 +49,9 @@ class Decoder(nnx.Module):
 
     def _embed(self, tokens: Int[Array, "N T"], dtype: DTypeLike) -> Float[Array, "N T D"]:
         # NaN, not the last row, for an id outside the table: a wrong tokenizer must not train in silence.
-        rows = self.embed.table[...].at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
-        x = rows.astype(dtype)
+        table = constrain(self.layout, self.embed.table[...], "vocab", None)  # else whole rows of the batch would travel
+        rows = table.at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        x = constrain(self.layout, rows.astype(dtype), "batch", None, None)
         return x * jnp.asarray(self.config.hidden_size**0.5, dtype) if self.config.embed_scale else x
 
     def __call__(
@@ -72,7 +75,8 @@ class Decoder(nnx.Module):
         def body(x, xs):
             layer = nnx.merge(graph, xs[0])
             remember = lambda k, v: ((KeyValues(k, v, positions, segments),), (k, v) if keep else None)
-            return layer(x, angles, positions, segments, remember, xs[1], attention)
+            x, kept = layer(x, angles, positions, segments, remember, xs[1], attention)
+            return constrain(self.layout, x, "batch", None, None), kept
 
         body = body if remat == "none" else jax.checkpoint(body, policy=POLICIES[remat], prevent_cse=False)
         x, kept = jax.lax.scan(body, self._embed(tokens, dtype), (stacked, adapters or {}))
@@ -108,6 +112,7 @@ class Decoder(nnx.Module):
                 return (cache.prompt.layer(i, seen), done.layer(i, before), KeyValues(k, v, positions, segments)), (k, v)
 
             x, kept = layer(x, angles, positions, segments, remember, adapter, "gemm")
+            x = constrain(self.layout, x, "batch", None, None)
             new.append(kept)
         x = self.norm(x)
         # Writes are in place only if they come after all reads. A barrier orders nothing on a CPU, so the index waits: no x is below -inf.
@@ -152,9 +157,11 @@ def init(config: ModelConfig, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32)
     return nnx.to_pure_dict(nnx.state(Decoder(config, rngs=nnx.Rngs(params=key), dtype=dtype)))
 
 
-def bind(config: ModelConfig, params: Mapping[str, Any]) -> Decoder:
-    """The decoder over `params`; made at trace time, so a jitted step pays nothing for it."""
+def bind(config: ModelConfig, params: Mapping[str, Any], layout: Layout | None = None) -> Decoder:
+    """The decoder over `params`, its activations split as in `layout`; made at trace time, so a jitted step pays nothing for it."""
     graph, blank = _blueprint(config, jnp.dtype(jnp.float32))
     state = jax.tree.map(lambda x: x, blank)
     nnx.replace_by_pure_dict(state, dict(params))
-    return nnx.merge(graph, state)
+    model = nnx.merge(graph, state)
+    model.layout = layout
+    return model

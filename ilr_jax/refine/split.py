@@ -45,6 +45,42 @@ def train_split(examples: Sequence[Example], seed: int) -> tuple[list[Example], 
     return [examples[i] for i in order[:half]], [examples[i] for i in order[half:]]
 
 
+def parts(examples: Sequence[Example], demos: str, given: str, seed: int) -> tuple[list[Example], list[Example]]:
+    """(D1, D2) of data that may be trusted in part: D1 has references, D2 the labels that are refined.
+
+    All trusted: the paper's halves. Else D2 is the rest. With demos='given', D2 is what has a demonstration and no reference, or, with
+    given='all', every demonstration; D1 is all that has a reference, and may be empty.
+    """
+    trusted = [example for example in examples if example.reference is not None]
+    if demos == "given":
+        return trusted, [e for e in examples if e.given is not None and (given == "all" or e.reference is None)]
+    if len(trusted) == len(examples):
+        return train_split(examples, seed)
+    return trusted, [example for example in examples if example.reference is None]
+
+
+def check_parts(d1: Sequence[Example], d2: Sequence[Example], demos: str, feedback: str) -> None:
+    """Raise ValueError where D1 has nobody to learn from, D2 nothing to refine, or what looks at references does not find them in D2."""
+    if demos == "given" and not d2:
+        raise ValueError(
+            "demos='given': wanted demonstrations that came with the data, got none; set task.answers='given' if its answers are such, or "
+            "given='all' if every row has a trusted reference too"
+        )
+    if not d1 and (feedback == "evaluator" or demos != "given"):
+        who = "the evaluator" if demos == "given" else "the supervisor"
+        raise ValueError(
+            f"wanted rows with a trusted reference, which {who} learns from, got none in {len(d2)}; check some rows and mark them (columns "
+            "'trusted' or 'reference', docs/data.md), or do without: demos='given' with feedback='judge'"
+        )
+    bare = [example.id for example in d2 if example.reference is None]
+    if bare and (feedback == "oracle" or demos == "correct"):
+        what = "feedback='oracle'" if feedback == "oracle" else "demos='correct'"
+        raise ValueError(
+            f"{what}: wanted a trusted reference in every row that is refined, got none in {len(bare)} of {len(d2)} (first: {bare[0]!r}); "
+            "without one nobody knows what is right: use feedback='evaluator', or add references"
+        )
+
+
 def folds(ids: Sequence[str], k: int, seed: int, round: int) -> list[list[int]]:
     """K lists of positions in `ids`: disjoint, complete, sizes differ by at most 1, drawn anew for each (seed, round).
 

@@ -17,15 +17,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from ilr_jax.models import decoder
-from ilr_jax.models.attention import Implementation
 from ilr_jax.models.cache import Cache, empty_part
-from ilr_jax.models.config import ModelConfig
 from ilr_jax.sample import slots
-from ilr_jax.sample.slots import Fill, Result
+from ilr_jax.sample.slots import Compute, Fill, Result
 
 NOTHING = -1e9  # the score of a beam that is not there; a real one stays far above
 REAL = NOTHING / 2
@@ -93,26 +89,25 @@ def _pick(x: Array, at: Int[Array, "G C"]) -> Array:
     return jnp.take_along_axis(x, at.reshape(at.shape + (1,) * (x.ndim - 2)), axis=1)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def blank(config: ModelConfig, dtype: DTypeLike, settings: BeamSettings, prompts: int, length: int) -> Beams:
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def blank(compute: Compute, settings: BeamSettings, prompts: int, length: int) -> Beams:
     """Free slots with room for prompts of `length` tokens."""
-    b, w = settings.width, settings.max_new_tokens
+    b, w, config, dtype = settings.width, settings.max_new_tokens, compute.config, compute.dtype
     cache = Cache(empty_part(config, prompts, length, dtype), empty_part(config, prompts, w * b, dtype), jnp.zeros((), jnp.int32))
     none, scores, tokens = jnp.zeros(prompts, jnp.int32), jnp.full((prompts, b), NOTHING), jnp.zeros((prompts, b, w), jnp.int32)
     lengths = jnp.zeros((prompts, b), jnp.int32)
     pool = Pool(scores, scores, tokens, lengths, lengths > 0)
     hidden, ancestors = jnp.zeros((prompts, b, config.hidden_size), dtype), jnp.zeros((prompts, b, w * b), bool)
-    return Beams(cache, hidden, ancestors, scores, tokens, none, none, none, none == 0, pool)
+    return compute.split(Beams(cache, hidden, ancestors, scores, tokens, none, none, none, none == 0, pool))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
-def admit(config: ModelConfig, dtype: DTypeLike, attention: Implementation, weights: Any, state: Beams, fill: Fill) -> Beams:
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def admit(compute: Compute, weights: Any, state: Beams, fill: Fill) -> Beams:
     """New prompts in free slots. All beams start alike, so only the first one counts in the first step."""
-    params, adapters = weights
-    hidden, cache = slots.prefill(decoder.bind(config, params), adapters, state.cache, fill, dtype, attention)
+    hidden, cache = slots.prefill(compute, weights, state.cache, fill)
     at = lambda old, new: old.at[fill.target].set(new, mode="drop")
     first = jnp.where(jnp.arange(state.log_prob.shape[1]) == 0, 0.0, NOTHING)
-    return Beams(
+    new = Beams(
         cache,
         at(state.hidden, hidden[fill.source][:, None]),
         at(state.ancestors, False),
@@ -124,6 +119,7 @@ def admit(config: ModelConfig, dtype: DTypeLike, attention: Implementation, weig
         at(state.done, fill.limits <= 0),
         state.pool._replace(score=at(state.pool.score, NOTHING)),
     )
+    return compute.split(new)
 
 
 def _candidates(state: Beams, logits: Float[Array, "N V"], settings: BeamSettings, eos: tuple[int, ...]) -> Candidates:
@@ -185,20 +181,22 @@ def _choose(state: Beams, logits: Float[Array, "N V"], settings: BeamSettings, e
     return state, token
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=5)
+@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
 def advance(
-    config: ModelConfig, dtype: DTypeLike, settings: BeamSettings, eos: tuple[int, ...], weights: Any, state: Beams, wanted: Any
+    compute: Compute, settings: BeamSettings, eos: tuple[int, ...], weights: Any, state: Beams, wanted: Any
 ) -> tuple[Beams, Bool[Array, " G"], Result]:
     """Up to `chunk` steps, fewer if none is busy or prompts, `wanted` slots a group [K], have room; who is free, and the best of each."""
     params, adapters = weights
-    model = decoder.bind(config, params)
+    model = compute.bind(params)
     layers = slots.layers(model, adapters)
 
     def step(s: Beams) -> Beams:
         positions = jnp.repeat(s.starts + s.drawn, settings.width)[:, None]
-        s, token = _choose(s, model.logits(s.hidden.reshape(-1, config.hidden_size)), settings, eos)
+        s, token = _choose(s, model.logits(s.hidden.reshape(-1, s.hidden.shape[2])), settings, eos)
         ancestors = s.ancestors.reshape(positions.shape[0], -1)
-        hidden, cache = model.step(token.reshape(-1, 1), positions, s.cache, adapters, dtype=dtype, layers=layers, ancestors=ancestors)
+        hidden, cache = model.step(
+            token.reshape(-1, 1), positions, s.cache, adapters, dtype=compute.dtype, layers=layers, ancestors=ancestors
+        )
         written = jnp.arange(ancestors.shape[1])[None, :] == s.cache.cursor + jnp.arange(settings.width)[:, None]
         cache = cache._replace(cursor=cache.cursor % ancestors.shape[1])
         return s._replace(cache=cache, hidden=hidden.reshape(s.hidden.shape), ancestors=s.ancestors | written[None])
@@ -206,4 +204,4 @@ def advance(
     go = lambda carry: (carry[0] < settings.chunk) & slots.busy(carry[1].done, wanted)
     _, state = jax.lax.while_loop(go, lambda carry: (carry[0] + 1, step(carry[1])), (jnp.zeros((), jnp.int32), state))
     best = jax.tree.map(lambda x: x[:, 0], state.pool)
-    return state, state.done, Result(best.tokens, best.length, best.log_prob, best.score, best.ended)
+    return compute.split(state), *compute.gather((state.done, Result(best.tokens, best.length, best.log_prob, best.score, best.ended)))

@@ -16,6 +16,7 @@ from ilr_jax.progress import Progress
 from ilr_jax.sample import slots
 from ilr_jax.sample.requests import Completion, Request, by_adapter, padded, prompt_rows
 from ilr_jax.sample.slots import NEVER, Fill, Result
+from ilr_jax.sharding import Layout, row_multiple
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Machine:
     """What a slot does: `blank(slots, prompt length)` makes a state, `admit(state, fill)` starts prompts, `advance(state, wanted)` decodes.
 
     `advance` returns the state, which slots are free and what stands in all of them. `rows` is how many slots to have at most, `copies` how
-    many of them a prompt takes, `window` the limit on new tokens.
+    many of them a prompt takes, `window` the limit on new tokens; `layout` splits slots over devices.
     """
 
     blank: Callable[[int, int], Any]
@@ -33,6 +34,7 @@ class Machine:
     copies: int
     window: int
     bucket: int
+    layout: Layout | None = None
 
 
 class Engine:
@@ -49,7 +51,10 @@ class Engine:
         self.state: Any = None
 
     def _group_size(self) -> int:
-        """Slots per adapter: halved while the longest queue fits the half, so that small jobs do not pay for empty slots."""
+        """Slots per adapter: halved while the longest queue fits the half, so that small jobs do not pay for empty slots.
+
+        All groups together divide evenly over the devices that share them.
+        """
         most, copies = self.machine.rows // len(self.queues), self.machine.copies
         if most < copies:
             wanted = f"at least {copies} for each of {len(self.queues)} adapters"
@@ -57,7 +62,8 @@ class Engine:
         needed = max(len(queue) for queue in self.queues) * copies
         while most // 2 >= max(needed, copies):
             most //= 2
-        return most
+        multiple = row_multiple(self.machine.layout, len(self.queues))
+        return -(-most // multiple) * multiple
 
     def run(self, progress: Progress) -> list[list[Completion]]:
         """Each request's completions, in order."""

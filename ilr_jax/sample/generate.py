@@ -22,8 +22,15 @@ from ilr_jax.sample.beam import BeamSettings
 from ilr_jax.sample.engine import Engine, Machine
 from ilr_jax.sample.requests import Completion, Request, check
 from ilr_jax.sample.rollout import SamplingSettings
+from ilr_jax.sample.slots import Compute
+from ilr_jax.sharding import Layout, constrain_weights
 
-_merge = jax.jit(lora_.merge, static_argnames="lora")
+
+@partial(jax.jit, static_argnames=("lora", "layout"))
+def _merge(params: Any, adapters: Adapters, lora: Lora, layout: Layout | None) -> Any:
+    return constrain_weights(layout, lora_.merge(params, adapters, lora))
+
+
 _prepare = jax.jit(lora_.prepare, static_argnames=("lora", "dtype"))
 
 
@@ -40,6 +47,7 @@ def generate(
     pad: int = 0,
     dtype: DTypeLike = jnp.float32,
     attention: Implementation = "gemm",
+    layout: Layout | None = None,
     progress: str | None = None,
 ) -> list[list[Completion]]:
     """The completions of each request, in the order of the requests: `settings.n` samples, or the one that beam search ranks first.
@@ -47,8 +55,8 @@ def generate(
     `adapters` [K, ...] come with their `lora`; None decodes with the bare `params`. A single adapter is merged into the weights.
     Samples are drawn from `key` (or the key of a seed), the request's `id` and the sample's number, whatever else is being decoded. Any of
     `eos` ends an answer; `pad` is any id of the vocabulary and has no effect. `dtype` is that of the computation; `attention` is how
-    prompts are read (decoding over the cache has one way). `progress` names the job on the terminal; None is silent. Raises ValueError for
-    a request that the model cannot answer.
+    prompts are read (decoding over the cache has one way); `layout` is how weights and cache are split over devices. `progress` names the
+    job on the terminal; None is silent. Raises ValueError for a request that the model cannot answer.
     """
     if (adapters is None) != (lora is None):
         raise ValueError("adapters and lora: wanted both or neither; `lora` says how the adapters are scaled")
@@ -58,45 +66,35 @@ def generate(
         return []
     weights = (params, None)
     if adapters is not None and lora is not None:
-        weights = (_merge(params, adapters, lora), None) if count == 1 else (params, _prepare(adapters, lora, dtype))
+        weights = (_merge(params, adapters, lora, layout), None) if count == 1 else (params, _prepare(adapters, lora, dtype))
     key = jax.random.key(key) if isinstance(key, int) else key
-    common = config, jnp.dtype(dtype), weights, tuple(eos)
-    machine = (
-        _samples(settings, key, attention, *common) if isinstance(settings, SamplingSettings) else _beams(settings, attention, *common)
-    )
+    common = Compute(config, jnp.dtype(dtype).name, attention, layout), weights, tuple(eos)
+    machine = _samples(settings, key, *common) if isinstance(settings, SamplingSettings) else _beams(settings, *common)
     with Progress(progress or "", len(requests), "prompts", quiet=progress is None) as bar:
         return Engine(machine, requests, count, config.context, pad).run(bar)
 
 
-def _samples(
-    settings: SamplingSettings,
-    key: PRNGKeyArray,
-    attention: Implementation,
-    config: ModelConfig,
-    dtype: Any,
-    weights: Any,
-    eos: tuple[int, ...],
-) -> Machine:
+def _samples(settings: SamplingSettings, key: PRNGKeyArray, compute: Compute, weights: Any, eos: tuple[int, ...]) -> Machine:
     return Machine(
-        blank=lambda rows, length: rollout.blank(config, dtype, rows, length, settings.max_new_tokens),
-        admit=lambda state, fill: rollout.admit(config, dtype, attention, weights, state, fill, key),
-        advance=partial(rollout.advance, config, dtype, settings.rule, eos, settings.chunk, weights),
+        blank=lambda rows, length: rollout.blank(compute, rows, length, settings.max_new_tokens),
+        admit=lambda state, fill: rollout.admit(compute, weights, state, fill, key),
+        advance=partial(rollout.advance, compute, settings.rule, eos, settings.chunk, weights),
         rows=settings.slots,
         copies=settings.n,
         window=settings.max_new_tokens,
+        layout=compute.layout,
         bucket=settings.bucket,
     )
 
 
-def _beams(
-    settings: BeamSettings, attention: Implementation, config: ModelConfig, dtype: Any, weights: Any, eos: tuple[int, ...]
-) -> Machine:
+def _beams(settings: BeamSettings, compute: Compute, weights: Any, eos: tuple[int, ...]) -> Machine:
     return Machine(
-        blank=lambda rows, length: beam.blank(config, dtype, settings, rows, length),
-        admit=lambda state, fill: beam.admit(config, dtype, attention, weights, state, fill),
-        advance=partial(beam.advance, config, dtype, settings, eos, weights),
+        blank=lambda rows, length: beam.blank(compute, settings, rows, length),
+        admit=lambda state, fill: beam.admit(compute, weights, state, fill),
+        advance=partial(beam.advance, compute, settings, eos, weights),
         rows=settings.prompts,
         copies=1,
         window=settings.max_new_tokens,
+        layout=compute.layout,
         bucket=settings.bucket,
     )

@@ -9,15 +9,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
-from ilr_jax.models import decoder
-from ilr_jax.models.attention import Implementation
 from ilr_jax.models.cache import Cache, empty_part
-from ilr_jax.models.config import ModelConfig
 from ilr_jax.sample import sampling, slots
-from ilr_jax.sample.slots import Fill, Result
+from ilr_jax.sample.slots import Compute, Fill, Result
 
 
 @dataclass(frozen=True)
@@ -63,25 +59,23 @@ class Samples(NamedTuple):
     ended: Bool[Array, " N"]
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def blank(config: ModelConfig, dtype: DTypeLike, rows: int, prompt: int, window: int) -> Samples:
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def blank(compute: Compute, rows: int, prompt: int, window: int) -> Samples:
     """Free slots with room for prompts of `prompt` tokens and `window` new ones."""
-    none = jnp.zeros(rows, jnp.int32)
+    none, config, dtype = jnp.zeros(rows, jnp.int32), compute.config, compute.dtype
     cache = Cache(empty_part(config, rows, prompt, dtype), empty_part(config, rows, window, dtype), jnp.zeros((), jnp.int32))
     hidden, tokens = jnp.zeros((rows, config.hidden_size), dtype), jnp.zeros((rows, window), jnp.int32)
-    return Samples(cache, hidden, jax.random.split(jax.random.key(0), rows), none, none, none, tokens, none.astype(jnp.float32), none > 0)
+    keys = jax.random.split(jax.random.key(0), rows)
+    return compute.split(Samples(cache, hidden, keys, none, none, none, tokens, none.astype(jnp.float32), none > 0))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
-def admit(
-    config: ModelConfig, dtype: DTypeLike, attention: Implementation, weights: Any, state: Samples, fill: Fill, key: PRNGKeyArray
-) -> Samples:
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def admit(compute: Compute, weights: Any, state: Samples, fill: Fill, key: PRNGKeyArray) -> Samples:
     """New samples in free slots. A sample's draws come from its request's id, its number among that request's samples, and the key."""
-    params, adapters = weights
-    hidden, cache = slots.prefill(decoder.bind(config, params), adapters, state.cache, fill, dtype, attention)
+    hidden, cache = slots.prefill(compute, weights, state.cache, fill)
     own = jax.vmap(lambda i, copy: jax.random.fold_in(jax.random.fold_in(key, i), copy))(fill.ids, fill.copies)
     at = lambda old, new: old.at[fill.target].set(new, mode="drop")
-    return Samples(
+    new = Samples(
         cache,
         slots.put(state.hidden, hidden, fill),
         at(state.keys, own),
@@ -92,15 +86,16 @@ def admit(
         at(state.log_prob, 0.0),
         at(state.ended, False),
     )
+    return compute.split(new)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), donate_argnums=6)
+@partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=5)
 def advance(
-    config: ModelConfig, dtype: DTypeLike, rule: sampling.Rule, eos: tuple[int, ...], chunk: int, weights: Any, state: Samples, wanted: Any
+    compute: Compute, rule: sampling.Rule, eos: tuple[int, ...], chunk: int, weights: Any, state: Samples, wanted: Any
 ) -> tuple[Samples, Bool[Array, " N"], Result]:
     """Up to `chunk` steps, fewer if none is busy or prompts, `wanted` slots a group [K], have room; which are free, and what is in all."""
     params, adapters = weights
-    model, steps = decoder.bind(config, params), jnp.arange(state.tokens.shape[1])[None, :]
+    model, steps = compute.bind(params), jnp.arange(state.tokens.shape[1])[None, :]
     layers, noise = slots.layers(model, adapters), sampling.uniforms(state.keys, state.drawn, chunk)
 
     def step(i: Array, s: Samples) -> Samples:
@@ -110,7 +105,7 @@ def advance(
         ended = busy & jnp.isin(token, jnp.array(eos))
         said = sampling.log_probs(logits, token)
         tokens = jnp.where((steps == s.drawn[:, None]) & busy[:, None], token[:, None], s.tokens)
-        hidden, cache = model.step(token[:, None], (s.starts + s.drawn)[:, None], s.cache, adapters, dtype=dtype, layers=layers)
+        hidden, cache = model.step(token[:, None], (s.starts + s.drawn)[:, None], s.cache, adapters, dtype=compute.dtype, layers=layers)
         return Samples(
             cache._replace(cursor=cache.cursor % steps.shape[1]),
             hidden[:, 0],
@@ -126,4 +121,4 @@ def advance(
     go = lambda carry: (carry[0] < chunk) & slots.busy(carry[1].left == 0, wanted)
     _, state = jax.lax.while_loop(go, lambda carry: (carry[0] + 1, step(*carry)), (jnp.zeros((), jnp.int32), state))
     result = Result(state.tokens, state.drawn - state.ended, state.log_prob, state.log_prob, state.ended)
-    return state, state.left == 0, result
+    return compute.split(state), *compute.gather((state.left == 0, result))

@@ -5,21 +5,47 @@ in a ring that every slot writes at one shared cursor, so that a write is one up
 anything (JetStream's idea). Which ring entries belong to the present tenant is a matter of masks.
 """
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from ilr_jax.models import decoder
 from ilr_jax.models.attention import Implementation
 from ilr_jax.models.cache import Cache, Part
+from ilr_jax.models.config import ModelConfig
 from ilr_jax.models.decoder import Decoder, Unstacked
+from ilr_jax.sharding import Layout, constrain
 from ilr_jax.types import Rows
 
 NEVER = np.iinfo(np.int32).max  # wanted free slots of a group without prompts left
+
+
+@dataclass(frozen=True)
+class Compute:
+    """What decoding is compiled for: the model, the dtype of the computation, how prompts are read, and how all is split over devices."""
+
+    config: ModelConfig
+    dtype: str = "float32"
+    attention: Implementation = "gemm"
+    layout: Layout | None = None
+
+    def bind(self, params: Any) -> Decoder:
+        """The decoder over `params`."""
+        return decoder.bind(self.config, params, self.layout)
+
+    def split(self, tree: Any) -> Any:
+        """Inside a jitted function: a state whose arrays are all split by slots, the cache by KV heads too."""
+        axes = lambda x: ("batch", "kv_heads", None, None)[: x.ndim] if x.ndim == 4 else ("batch", None, None)[: x.ndim]
+        return jax.tree.map(lambda x: constrain(self.layout, x, *axes(x)), tree)
+
+    def gather(self, tree: Any) -> Any:
+        """Inside a jitted function: whole arrays on every device, which every host can read."""
+        return jax.tree.map(lambda x: constrain(self.layout, x, *(None,) * x.ndim), tree)
 
 
 class Fill(NamedTuple):
@@ -53,11 +79,10 @@ def put(old: Array, new: Array, fill: Fill) -> Array:
     return old.at[fill.target].set(new[fill.source].astype(old.dtype), mode="drop")
 
 
-def prefill(
-    model: Decoder, adapters: Any, cache: Cache, fill: Fill, dtype: DTypeLike, attention: Implementation
-) -> tuple[Float[Array, "F D"], Cache]:
+def prefill(compute: Compute, weights: Any, cache: Cache, fill: Fill) -> tuple[Float[Array, "F D"], Cache]:
     """Hidden states at the last token of each prompt, and the cache with the prompts in their slots and the slots' rings empty."""
-    hidden, part = model(fill.rows, adapters, dtype=dtype, attention=attention, keep=True)
+    params, adapters = weights
+    hidden, part = compute.bind(params)(fill.rows, adapters, dtype=compute.dtype, attention=compute.attention, keep=True)
     assert part is not None
     last = jnp.sum(fill.rows.segments, axis=1) - 1
     prompt = jax.tree.map(lambda old, new: put(old, new, fill), cache.prompt, part)

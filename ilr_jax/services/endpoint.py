@@ -16,7 +16,9 @@ from typing import Any
 from ilr_jax.files import encode
 from ilr_jax.progress import Progress
 from ilr_jax.services.cache import Cache
+from ilr_jax.services.keys import read_key
 from ilr_jax.services.transport import Again, EndpointError, Refused, Transport
+from ilr_jax.types import Config
 
 ASKED = 2  # times, before an answer counts as invalid
 CHARACTERS = 4  # of a token, for what a request will take; the reply says what it took
@@ -189,3 +191,9 @@ class Endpoint:
     def _key(self, form: Form, item: Any) -> str:
         """What an answer is kept under: the model, and all of the question and its parameters. Not the address: it may move."""
         return hashlib.sha256(encode([form.path, self.model, form.body([item])], "a question")).hexdigest()
+
+
+def opened(section: Config, how: Config) -> Endpoint:
+    """The endpoint of a config's section `judge` or `embed`, asked as `endpoint` says. ValueError: no client, no key, no address."""
+    limits = Limits(how.timeout, how.attempts, how.workers, how.max_requests, how.max_tokens)
+    return Endpoint(section.base_url, section.model, read_key(section.key_name), limits, Path(how.cache).expanduser())

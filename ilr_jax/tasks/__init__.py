@@ -3,17 +3,31 @@
 One file a data set. A task knows no model and no tokenizer; answers are plain text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool
 
-from ilr_jax.tasks import gsm8k, saferpaca, wordmath
+from ilr_jax.tasks import bird, graders, gsm8k, jsonl, minisql, saferpaca, wordmath
 from ilr_jax.types import Example
 
-FACTORIES = {"gsm8k": gsm8k.load, "wordmath": wordmath.load, "saferpaca": saferpaca.load}
+FACTORIES = {
+    "gsm8k": gsm8k.load,
+    "wordmath": wordmath.load,
+    "bird": bird.load,
+    "minisql": minisql.load,
+    "jsonl": jsonl.load,
+    "saferpaca": saferpaca.load,
+}
+# Of each task what `task.grader` may be; the first one is meant where it is empty.
+GRADERS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("gsm8k", "wordmath"), tuple(gsm8k.GRADERS)),
+    **dict.fromkeys(("bird", "minisql"), bird.GRADERS),
+    "jsonl": graders.NAMES,
+    "saferpaca": (),
+}
 
 
 @runtime_checkable
@@ -24,11 +38,11 @@ class Task(Protocol):
     def name(self) -> str: ...
 
     def train(self) -> list[Example]:
-        """Examples with references, to be split into the supervisor's half and the half to label."""
+        """Examples to be split into those that the supervisor learns from, which have references, and those to label."""
         ...
 
     def test(self) -> list[Example]:
-        """Examples with references that nothing is trained on."""
+        """Examples with references that nothing is trained on; there may be none."""
         ...
 
     def grade(self, answers: Sequence[str], examples: Sequence[Example]) -> Bool[np.ndarray, " n"] | None:
@@ -37,6 +51,10 @@ class Task(Protocol):
         Figures of what is right are null then, the oracle is refused, and test answers are measured by their win rate: the probability that
         the config's judge prefers them to the reference.
         """
+        ...
+
+    def other_grades(self, answers: Sequence[str], examples: Sequence[Example]) -> Mapping[str, Bool[np.ndarray, " n"]]:
+        """The answers by other graders that are reported beside `grade`, by name; empty if there are none."""
         ...
 
     def agree(self, a: Sequence[str], b: Sequence[str], examples: Sequence[Example]) -> Bool[np.ndarray, " n"] | None:
@@ -52,7 +70,7 @@ class Task(Protocol):
 
 
 def load(config: Any) -> Task:
-    """The task `config.name`; config holds `name`, `path`, `train_examples`, `test_examples`, `grader` and `seed`."""
+    """The task `config.name`; config holds the fields of `configs.base` under `task`, of which each task reads its own."""
     if config.name not in FACTORIES:
         near = get_close_matches(config.name, FACTORIES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""

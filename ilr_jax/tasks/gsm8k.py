@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,10 @@ class Grading:
         pairs = [(read(x), read(y)) for x, y, _ in zip(a, b, examples, strict=True)]
         return np.array([x is not None and x == y for x, y in pairs], dtype=bool)
 
+    def other_grades(self, answers: Sequence[str], examples: Sequence[Example]) -> dict[str, Bool[np.ndarray, " n"]]:
+        """None: the released grader is there to compare with published figures, not to be reported beside the other."""
+        return {}
+
     def usable(self, answer: str) -> bool:
         """Whether the answer may be trained on: one without `####` may not, yet it stays in the pool that is refined."""
         return "####" in answer
@@ -108,7 +113,9 @@ class GSM8K(Grading):
 
 def _rows(path: str | None, split: str) -> Any:
     """One split with the two columns, not empty."""
-    return saved.checked(_fetched(split), f"{HUB[0]}, {split}", COLUMNS) if path is None else saved.split(path, split, COLUMNS)
+    if path:
+        return saved.read(Path(path), split, COLUMNS)
+    return saved.checked(_fetched(split), f"{HUB[0]}, {split}", COLUMNS)
 
 
 def _fetched(split: str) -> Any:
@@ -126,4 +133,9 @@ def _fetched(split: str) -> Any:
 
 def load(config: Any) -> GSM8K:
     """The task as `config` (`path`, `train_examples`, `test_examples`, `grader`) describes it; empty path: Hub, no or 0 examples: all."""
-    return GSM8K(path=config.path or None, train_examples=config.train_examples, test_examples=config.test_examples, grader=config.grader)
+    return GSM8K(
+        path=config.path or None,
+        train_examples=config.train_examples,
+        test_examples=config.test_examples,
+        grader=config.grader or "numeric",
+    )

@@ -7,6 +7,7 @@ for agreement. Not here: judge and likeness (`services`).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ilr_jax.tasks import saved
@@ -35,6 +36,10 @@ class SaferPaca:
     def grade(self, answers: Sequence[str], examples: Sequence[Example]) -> None:
         """None: there is no right answer, only a better one."""
 
+    def other_grades(self, answers: Sequence[str], examples: Sequence[Example]) -> dict[str, Any]:
+        """No other grader either."""
+        return {}
+
     def agree(self, a: Sequence[str], b: Sequence[str], examples: Sequence[Example]) -> None:
         """None: whether two answers say the same is a matter of likeness."""
 
@@ -43,7 +48,7 @@ class SaferPaca:
         return bool(answer.strip())
 
     def _examples(self, split: str, count: int) -> list[Example]:
-        rows = saved.split(self.path, split, COLUMNS)
+        rows = saved.read(Path(self.path), split, COLUMNS)
         rows = rows.select(range(min(count or len(rows), len(rows))))
         faults = [f"row {i}: {fault}" for i, row in enumerate(rows) if (fault := _fault(row))]
         if faults:

@@ -253,4 +253,4 @@ def load(config: Any) -> WordMath:
     for key, count in counts.items():
         if not count or count < 0:
             raise ValueError(f"task.{key}={count!r}: the embedded task is unlimited, so say how many examples to make (for instance 2000)")
-    return WordMath(**counts, seed=config.seed, grader=config.grader)
+    return WordMath(**counts, seed=config.seed, grader=config.grader or "numeric")

@@ -10,12 +10,12 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from safetensors import SafetensorError
@@ -23,6 +23,7 @@ from safetensors.numpy import load_file
 from safetensors.numpy import save as safetensors_bytes
 
 from ilr_jax import files
+from ilr_jax.sharding import Layout, paths, put_weights
 
 KEPT = 2
 MANIFEST = "manifest.json"
@@ -34,8 +35,7 @@ class Damaged(ValueError):
 
 def _names(tree: Any) -> dict[str, Any]:
     """Leaves of a tree by dotted path."""
-    part = lambda key: str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
-    return {".".join(map(part, path)): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+    return dict(zip(jax.tree.leaves(paths(tree)), jax.tree.leaves(tree), strict=True))
 
 
 def _described(tree: Any) -> dict[str, list]:
@@ -80,9 +80,20 @@ def save(folder: Path, step: int, tree: Any, note: Mapping[str, Any]) -> None:
         shutil.rmtree(target.with_name(str(old)))
 
 
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Without the log of this name: orbax tells an error there, with its traceback, that it raises as well."""
+    logger = logging.getLogger(name)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 def _write(folder: Path, tree: Any, body: Mapping[str, Any]) -> None:
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _quiet("absl"), ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(folder / "tree", tree)
     except ValueError as error:  # so orbax reports what the system said
         number = re.search(r"os_error_code='(\d+)'", str(error))
@@ -141,8 +152,8 @@ def save_tree(path: Path, tree: Any, note: str | None = None) -> None:
     files.write_bytes(path, safetensors_bytes(arrays, None if note is None else {"note": note}))
 
 
-def load_tree(path: Path, like: Any) -> Any:
-    """The tree that `save_tree` wrote, with the structure of `like` (arrays, or shapes from `jax.eval_shape`).
+def load_tree(path: Path, like: Any, layout: Layout | None = None) -> Any:
+    """The tree that `save_tree` wrote, with the structure of `like` (arrays, or shapes from `jax.eval_shape`), split as in `layout`.
 
     Raises ValueError for a file that is no safetensors file, and one for all names, shapes and dtypes that differ.
     """
@@ -151,4 +162,4 @@ def load_tree(path: Path, like: Any) -> Any:
     except (SafetensorError, OSError) as error:
         raise ValueError(f"wanted trained weights in {path}, got: {error}; delete it and train again") from error
     _compare(_described(arrays), _described(like), path)
-    return jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(arrays[name]) for name in _names(like)])
+    return put_weights(layout, jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in _names(like)]))

@@ -1,4 +1,5 @@
-"""The one training loop of SFT, evaluator and DPO: batches made ahead, metrics fetched a step late, saves, early stopping.
+"""The one training loop of SFT, evaluator and DPO: batches made ahead, metrics fetched a step late, saves, early stopping,
+and the end that a preemption notice asks for.
 
 Not here: what a step does (`steps`), what is written of it (`journal`), how a state is saved (`checkpoint`). The step number is the whole
 data position, so a run that was killed and is started again with the same arguments ends with the same bytes.
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ilr_jax import files
+from ilr_jax import files, hosts, preemption
 from ilr_jax.train import checkpoint
 from ilr_jax.train.journal import Journal
 from ilr_jax.train.state import Trainable, TrainState
@@ -131,25 +132,25 @@ def fit(
     devices. `validate` gives a loss every `validate_every` steps and at the end; after `patience` of them that are no better than the best,
     training stops, and the best weights are returned. `on_snapshot(i, trainable)` gets a copy after i/`snapshots` of the steps; after a
     kill it may be called again, with the same. Saves every `save_seconds` (less often where saving is slow) or `save_steps`. Writes
-    `metrics.jsonl` and `tensorboard/` into `folder`. Raises NonFiniteLoss, StorageError, and what `batch_at` raises.
+    `metrics.jsonl` and `tensorboard/` into `folder`. SIGTERM to any process makes all save after the same step and raise Preempted, where
+    `preemption` listens. Raises NonFiniteLoss, StorageError, and what `batch_at` raises.
     """
     if steps < 1 or patience < 1 or (validate and validate_every < 1):
         wanted = "steps and patience >= 1, and validate_every >= 1 with validate"
         raise ValueError(f"{name}: wanted {wanted}; got {steps}, {patience} and {validate_every}")
     folder = Path(folder)
     run = _start(state, folder, keep_best=validate is not None)
-    late = []
+    late, agreed = [], hosts.voting()
     batches = _ahead(lambda i: put(batch_at(i)), run.done, steps)
-    with Journal(folder, name, run.done, steps) as journal, closing(batches):
+    with Journal(folder, name, run.done, steps) as journal, closing(batches), preemption.held() as noticed:
         while run.done < steps and run.bad < patience:
             run.state, metrics = step_fn(run.state, frozen, next(batches))
             run.done += 1
             late.append((run.done, metrics))
             validating = validate and (run.done % validate_every == 0 or run.done == steps)
             parts = _due(run.done, steps, snapshots if on_snapshot else 0)
-            saving = run.save_is_due(save_seconds, save_steps)
             # One step stays under way while the metrics of the one before are fetched, unless its result is needed now.
-            _report(journal, late, 0 if validating or parts or saving or run.done == steps else 1)
+            _report(journal, late, 0 if validating or parts or run.done == steps else 1)
             if validate and validating:
                 value = float(validate(run.state))
                 journal.validation(run.done, value)
@@ -157,9 +158,13 @@ def fit(
             if on_snapshot:
                 for part in parts:
                     on_snapshot(part, _copy(run.state.trainable))
-            if saving:
+            saving, stopping = agreed(run.save_is_due(save_seconds, save_steps), noticed())
+            if saving or stopping:
+                _report(journal, late, 0)
                 journal.sync()
                 run.save(folder)
+            if stopping:
+                raise preemption.Preempted(f"{name} is saved after step {run.done}")
     if run.best is not None:
         run.state = run.state._replace(trainable=run.best_tree)
     return Fitted(run.state, run.done, run.best, run.best_step)

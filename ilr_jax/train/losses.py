@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ilr_jax.sharding import Layout, constrain
 from ilr_jax.types import Batch
 
 
-def _logits(hidden: Float[Array, "N c D"], table: Float[Array, "V D"]) -> Float[Array, "N c V"]:
+def _logits(hidden: Float[Array, "N c D"], table: Float[Array, "V D"], layout: Layout | None) -> Float[Array, "N c V"]:
     contract = (((2,), (1,)), ((), ()))
-    return jax.lax.dot_general(hidden, table.astype(hidden.dtype), contract, preferred_element_type=jnp.float32)
+    logits = jax.lax.dot_general(hidden, table.astype(hidden.dtype), contract, preferred_element_type=jnp.float32)
+    return constrain(layout, logits, "batch", None, "vocab")
 
 
 def _pick(log_probs: Float[Array, "*N V"], ids: Int[Array, "*N"]) -> Float[Array, "*N"]:
@@ -24,13 +26,15 @@ def _pick(log_probs: Float[Array, "*N V"], ids: Int[Array, "*N"]) -> Float[Array
     return jnp.where((ids >= 0) & (ids < log_probs.shape[-1]), picked, jnp.nan)
 
 
-def _chunk(hidden: Float[Array, "N c D"], table: Float[Array, "V D"], targets: Int[Array, "N c"]) -> Float[Array, "N c"]:
-    return _pick(jax.nn.log_softmax(_logits(hidden, table)), targets)
+def _chunk(layout: Layout | None, hidden: Float[Array, "N c D"], table: Float[Array, "V D"], targets: Int[Array, "N c"]) -> Array:
+    return _pick(jax.nn.log_softmax(_logits(hidden, table, layout)), targets)
 
 
-def _chunk_with_slope(hidden: Float[Array, "N c D"], table: Float[Array, "V D"], targets: Int[Array, "N c"]) -> tuple[Array, Array]:
+def _chunk_with_slope(
+    layout: Layout | None, hidden: Float[Array, "N c D"], table: Float[Array, "V D"], targets: Int[Array, "N c"]
+) -> tuple[Array, Array]:
     """Log-probabilities and their derivative by `hidden` [N, c, D]: the target's vector minus the expected one."""
-    log_probs = jax.nn.log_softmax(_logits(hidden, table))
+    log_probs = jax.nn.log_softmax(_logits(hidden, table, layout))
     weights = table.astype(hidden.dtype)
     expected = jnp.matmul(jnp.exp(log_probs).astype(hidden.dtype), weights, preferred_element_type=jnp.float32)
     slope = jnp.take(weights, targets, axis=0, mode="clip").astype(jnp.float32) - expected
@@ -48,17 +52,19 @@ def _chunked(fn, hidden, table, targets, chunk: int):
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(n, -1, *x.shape[3:])[:, :c], out)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _frozen(hidden: Float[Array, "N C D"], table: Float[Array, "V D"], targets: Int[Array, "N C"], chunk: int) -> Float[Array, "N C"]:
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _frozen(
+    hidden: Float[Array, "N C D"], table: Float[Array, "V D"], targets: Int[Array, "N C"], chunk: int, layout: Layout | None
+) -> Float[Array, "N C"]:
     """Log-probabilities whose derivative by `hidden` is made in the forward pass: two products with the table instead of three."""
-    return _chunked(_chunk, hidden, table, targets, chunk)
+    return _chunked(partial(_chunk, layout), hidden, table, targets, chunk)
 
 
-def _frozen_forward(hidden, table, targets, chunk):
-    return _chunked(_chunk_with_slope, hidden, table, targets, chunk)
+def _frozen_forward(hidden, table, targets, chunk, layout):
+    return _chunked(partial(_chunk_with_slope, layout), hidden, table, targets, chunk)
 
 
-def _frozen_backward(chunk, slope, g):
+def _frozen_backward(chunk, layout, slope, g):
     return (g[..., None] * slope.astype(jnp.float32)).astype(slope.dtype), None, None
 
 
@@ -72,16 +78,18 @@ def token_log_probs(
     targets: Int[Array, "N C"],
     chunk: int = 16,
     train_table: bool = False,
+    layout: Layout | None = None,
 ) -> Float[Array, "N C"]:
     """Float32 log-probability of `targets[n, c]` given the hidden state at `places[n, c]`; NaN where a target is outside the vocabulary.
 
-    Holds N * chunk * V logits at most. With `train_table` the gradient reaches `table` too, at the price of a third product with it;
-    without, the table counts as a constant.
+    Holds N * chunk * V logits at most, split by rows and vocabulary as in `layout`. With `train_table` the gradient reaches `table` too, at
+    the price of a third product with it; without, the table counts as a constant.
     """
-    picked = jnp.take_along_axis(hidden, places[:, :, None], axis=1)
+    picked = constrain(layout, jnp.take_along_axis(hidden, places[:, :, None], axis=1), "batch", None, None)
+    table = constrain(layout, table, "vocab", None)  # gathered once, not for every chunk
     if train_table:
-        return _chunked(jax.checkpoint(_chunk), picked, table, targets, chunk)
-    return _frozen(picked, table, targets, chunk)
+        return _chunked(jax.checkpoint(partial(_chunk, layout)), picked, table, targets, chunk)
+    return _frozen(picked, table, targets, chunk, layout)
 
 
 def by_adapter(values: Float[Array, "*N"], k: int) -> Float[Array, " K"]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ilr_jax.sharding import Layout, constrain_weights, put_weights
 from ilr_jax.train import optimizer as optimizers
 from ilr_jax.train.optimizer import OptimizerConfig
 
@@ -41,10 +42,17 @@ def adapters_in(trainable: Trainable) -> int:
     return k
 
 
-def init(trainable: Trainable, optimizer: OptimizerConfig, total: Sequence[int], peak: Sequence[float] | None = None) -> TrainState:
+def init(
+    trainable: Trainable,
+    optimizer: OptimizerConfig,
+    total: Sequence[int],
+    peak: Sequence[float] | None = None,
+    layout: Layout | None = None,
+) -> TrainState:
     """A state before its first step; `total` and `peak` (default: the config's learning rate) have one entry per adapter.
 
-    It holds the arrays of `trainable` themselves, which a step, and `loop.fit`, then donates.
+    With a layout, `trainable` has to be split by it already, and all else of the state will be. It holds the arrays of `trainable`
+    themselves, which a step, and `loop.fit`, then donates.
 
     Raises ValueError where their lengths are not K, or a leaf is not float32 (an update of 1e-6 is lost on bfloat16 weights).
     """
@@ -57,13 +65,14 @@ def init(trainable: Trainable, optimizer: OptimizerConfig, total: Sequence[int],
         raise ValueError(f"what trains has to be float32, got {', '.join(narrow)}; cast it first, the compute dtype is set apart")
     warmup = [optimizers.warmup_steps(optimizer, n) for n in total]
     ints = lambda x: jnp.asarray(np.asarray(x, np.int32))
-    moments = _moments(optimizer, dict(trainable))
-    return TrainState(dict(trainable), moments, ints([0] * k), ints(total), ints(warmup), jnp.asarray(np.asarray(peak, np.float32)))
+    counts = put_weights(layout, (ints([0] * k), ints(total), ints(warmup), jnp.asarray(np.asarray(peak, np.float32))))
+    return TrainState(dict(trainable), _moments(optimizer, layout, dict(trainable)), *counts)
 
 
-@partial(jax.jit, static_argnums=0)
-def _moments(optimizer: OptimizerConfig, trainable: Trainable) -> Any:
-    return jax.vmap(optimizers.transform(optimizer).init)(trainable)
+@partial(jax.jit, static_argnums=(0, 1))
+def _moments(optimizer: OptimizerConfig, layout: Layout | None, trainable: Trainable) -> Any:
+    moments = jax.vmap(optimizers.transform(optimizer).init)(trainable)
+    return constrain_weights(layout, {"trainable": trainable, "opt_state": moments})["opt_state"]
 
 
 def stack(trees: Sequence[Any]) -> Any:

@@ -7,7 +7,7 @@ an entry per adapter, and an adapter whose rows count nothing, or whose loss or 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from ilr_jax.models.attention import Implementation
 from ilr_jax.models.config import ModelConfig
 from ilr_jax.models.decoder import Decoder, Remat
 from ilr_jax.models.lora import Lora
+from ilr_jax.sharding import Layout, constrain, constrain_weights
 from ilr_jax.train import losses
 from ilr_jax.train import optimizer as optimizers
 from ilr_jax.train.optimizer import OptimizerConfig
@@ -33,7 +34,10 @@ Objective = Callable[[Trainable, Mapping, Any, int], tuple[Array, Metrics]]
 
 @dataclass(frozen=True)
 class Setup:
-    """What a step is compiled for. `chunk` completion positions at a time meet the vocabulary; a batch is worked off in `microbatches`."""
+    """What a step is compiled for. `chunk` completion positions at a time meet the vocabulary; a batch is worked off in `microbatches`.
+
+    `layout` is how weights, state and rows are split over devices; None: one device.
+    """
 
     config: ModelConfig
     lora: Lora | None = None
@@ -42,6 +46,7 @@ class Setup:
     remat: Remat = "none"
     chunk: int = 16
     microbatches: int = 1
+    layout: Layout | None = None
 
     def __post_init__(self):
         if min(self.chunk, self.microbatches) < 1:
@@ -59,7 +64,7 @@ def _hidden(setup: Setup, trainable: Trainable, frozen: Mapping, rows: Rows) -> 
         if setup.lora is None:
             raise ValueError("wanted Setup.lora (rank, alpha, modules) for a tree with adapters, got none")
         adapters = lora.prepare(trainable["adapters"], setup.lora, setup.dtype)
-    model = decoder.bind(setup.config, params)
+    model = decoder.bind(setup.config, params, setup.layout)
     hidden, _ = model(rows, adapters, dtype=setup.dtype, attention=setup.attention, remat=setup.remat)
     return hidden, model
 
@@ -67,7 +72,8 @@ def _hidden(setup: Setup, trainable: Trainable, frozen: Mapping, rows: Rows) -> 
 def _log_probs(setup: Setup, trainable: Trainable, frozen: Mapping, batch: Batch) -> Float[Array, "N C"]:
     hidden, model = _hidden(setup, trainable, frozen, batch.rows)
     places, targets = jnp.asarray(batch.places), jnp.asarray(batch.targets)
-    return losses.token_log_probs(hidden, model.head_table(), places, targets, setup.chunk, train_table="params" in trainable)
+    trained = "params" in trainable
+    return losses.token_log_probs(hidden, model.head_table(), places, targets, setup.chunk, trained, setup.layout)
 
 
 def _class_logits(setup: Setup, trainable: Trainable, frozen: Mapping, batch: ClassBatch) -> Float[Array, "N M 2"]:
@@ -109,7 +115,12 @@ def _accumulate(grad: Callable, trainable: Trainable, batch: Any, k: int, parts:
 
 
 def update(
-    optimizer: OptimizerConfig, state: TrainState, grads: Any, loss: Float[Array, " K"], active: Bool[Array, " K"]
+    optimizer: OptimizerConfig,
+    state: TrainState,
+    grads: Any,
+    loss: Float[Array, " K"],
+    active: Bool[Array, " K"],
+    layout: Layout | None = None,
 ) -> tuple[TrainState, Metrics]:
     """The state after one update of the adapters that are active and finite, and what to report of it."""
     norm = jax.vmap(optax.tree.norm)(grads)
@@ -121,7 +132,8 @@ def update(
     direction, opt_state = jax.vmap(optimizers.transform(optimizer).update)(grads, state.opt_state, state.trainable)
     trainable = jax.tree.map(lambda p, d: p - wide(rate, d) * d, state.trainable, direction)
     new = TrainState(trainable, opt_state, state.step + 1, state.total, state.warmup, state.peak)
-    state = jax.tree.map(lambda new, old: jnp.where(wide(active & finite, new), new, old), new, state)
+    keep = constrain(layout, active & finite, None)  # else masks of the size of the adapters would travel
+    state = jax.tree.map(lambda new, old: jnp.where(wide(keep, new), new, old), new, state)
     return state, {"grad_norm": norm, "learning_rate": rate, "finite": finite, "active": active}
 
 
@@ -131,7 +143,8 @@ def _step(setup: Setup, optimizer: OptimizerConfig, objective: Objective, units:
     def step(state: TrainState, frozen: Mapping, batch: Any) -> tuple[TrainState, Metrics]:
         """One optimiser step on the batch."""
         k = adapters_in(state.trainable)
-        total = losses.by_adapter(jnp.asarray(units(batch)), k)
+        whole = partial(jax.tree.map, lambda x: constrain(setup.layout, x, None))
+        total = whole(losses.by_adapter(jnp.asarray(units(batch)), k))
         share = jnp.where(total > 0, 1 / jnp.where(total > 0, total, 1), 0)
 
         def loss(trainable, part):
@@ -139,9 +152,11 @@ def _step(setup: Setup, optimizer: OptimizerConfig, objective: Objective, units:
             return jnp.sum(sums * share), {"loss": sums, **metrics}
 
         grads, sums = _accumulate(jax.grad(loss, has_aux=True), state.trainable, batch, k, setup.microbatches)
+        grads, sums = constrain_weights(setup.layout, grads), whole(sums)
         tokens = sums.pop("tokens")
         means = {name: value * share for name, value in sums.items()}
-        state, metrics = update(optimizer, state, grads, means["loss"], total > 0)
+        state, metrics = update(optimizer, state, grads, means["loss"], total > 0, setup.layout)
+        state = constrain_weights(setup.layout, state)  # as it came, so that it is donated and the next step is the same program
         return state, {**means, "tokens": tokens, **metrics}
 
     return jax.jit(step, donate_argnums=0)

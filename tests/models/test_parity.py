@@ -81,12 +81,30 @@ def test_logits(case):
     assert difference(tiny.logits(case.settings, case.params, case.rows), case.plain, case.rows) <= LOGITS
 
 
-def test_gradients_of_sft_loss(case):
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("family", ("gemma", "mistral", "llama"))
+def test_logits_of_configs_drawn_at_random(family, seed, tmp_path):
+    fields, rows = tiny.drawn(family, seed), tiny.rows()
+    settings, params = hf.load(tiny.write(tmp_path, fields, tiny.weights(fields)), dtype=jnp.float32)
+    theirs = reference_logits(load_reference(tmp_path), rows)
+    assert difference(tiny.logits(settings, params, rows), theirs, rows) <= LOGITS
+
+
+def to_the_left(batch):
+    """The batch with the padding of every row moved to its left."""
+    shift = np.asarray(batch.rows.segments == 0).sum(axis=1)
+    rolled = [np.stack([np.roll(row, n) for row, n in zip(x, shift, strict=True)]) for x in batch.rows]
+    return batch._replace(rows=Rows(*rolled), places=np.where(batch.weights > 0, batch.places + shift[:, None], 0))
+
+
+@pytest.mark.parametrize("left", (False, True), ids=("right", "left"))
+def test_gradients_of_sft_loss(case, left):
     """Through the code that trains: prompts of four tokens and the rest as answers, each of which counts alike."""
     shape, adapters = peft.load_adapter(case.adapter, case.settings)
     texts = [row[keep > 0].tolist() for row, keep in zip(case.rows.tokens, case.rows.segments, strict=True)]
     texts = [text for text in texts if len(text) > 4]
     batch = batches.completions([(text[:4], text[4:]) for text in texts], pad=0, normalize="sequence")
+    batch = to_the_left(batch) if left else batch
     setup = steps.Setup(case.settings, shape)
 
     @jax.jit
@@ -97,9 +115,12 @@ def test_gradients_of_sft_loss(case):
 
     ours, gradients = jax.value_and_grad(loss)(adapters)
     rows, model = batch.rows, case.adapted
+    model.zero_grad()
     log_probs = torch.log_softmax(run_reference(model, rows)[:, :-1], -1)
     picked = log_probs.gather(-1, torch.tensor(rows.tokens[:, 1:], dtype=torch.long)[..., None])[..., 0]
-    theirs = -torch.stack([row[3 : len(text) - 1].mean() for row, text in zip(picked, texts, strict=True)]).mean()
+    starts = np.argmax(rows.segments > 0, axis=1).tolist()
+    spans = [slice(start + 3, start + len(text) - 1) for start, text in zip(starts, texts, strict=True)]
+    theirs = -torch.stack([row[span].mean() for row, span in zip(picked, spans, strict=True)]).mean()
     theirs.backward()
     assert abs(float(ours) - theirs.item()) <= 1e-5
     compared = 0

@@ -52,6 +52,21 @@ CONFIGS = {
     | {"model_type": "llama", "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 10}  # 60 in all, not the hidden size
     | {"rms_norm_eps": 1e-5, "rope_theta": 100.0, "tie_word_embeddings": True},
 }
+
+
+def drawn(family: str, seed: int) -> dict:
+    """A config of a family with everything drawn at random; rows of the tests are longer than its window."""
+    random = np.random.RandomState(seed)
+    pick = lambda *options: options[random.randint(len(options))]
+    kv_heads, size = pick(1, 2, 3), pick(8, 12, 18)
+    fields = {"model_type": family, "num_key_value_heads": kv_heads, "num_attention_heads": kv_heads * pick(1, 2, 3), "head_dim": size}
+    fields |= {"hidden_size": pick(36, 72), "intermediate_size": pick(20, 64), "num_hidden_layers": pick(1, 3)}
+    fields |= {"rms_norm_eps": float(10 ** -random.uniform(2, 6)), "rope_theta": float(10 ** random.uniform(1.5, 6))}
+    fields |= {"sliding_window": pick(None, 3, 10)} if family == "mistral" else {}
+    fields |= {"hidden_act": "gelu_pytorch_tanh"} if family == "gemma" else {"tie_word_embeddings": bool(random.randint(2))}
+    return BASE | fields | ({"rope_scaling": SCALING | {"factor": 8.0}} if family == "llama" and random.randint(2) else {})
+
+
 SEED = 11
 LENGTH = 24  # more than three windows of the Mistral
 

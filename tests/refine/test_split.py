@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ilr_jax.refine.split import folds, shuffled, train_split, uniform
+from ilr_jax.refine.split import folds, parts, shuffled, train_split, uniform
 from ilr_jax.types import Example
 
 IDS = st.lists(st.text(min_size=1, max_size=8), min_size=2, max_size=60, unique=True)
@@ -31,6 +31,16 @@ def test_train_split_depends_on_the_seed_and_not_on_the_order_of_the_data():
 def test_train_split_keeps_examples_with_the_same_question():
     d1, d2 = train_split(examples(10, "the same question"), seed=0)
     assert len({e.id for e in d1 + d2}) == 10
+
+
+def test_parts_go_by_trust_where_not_all_is_trusted():
+    row = lambda name, reference, given: Example(name, "q", reference, "test", given=given)
+    data = [row("both", "r", "g"), row("gold", "r", None), row("noisy", None, "g"), row("bare", None, None)]
+    names = lambda *choice: tuple([e.id for e in part] for part in parts(data, *choice, seed=0))
+    assert names("given", "untrusted") == (["both", "gold"], ["noisy"])
+    assert names("given", "all") == (["both", "gold"], ["both", "noisy"])
+    assert names("weak", "untrusted") == names("correct", "all") == (["both", "gold"], ["noisy", "bare"])
+    assert parts(examples(9), "weak", "untrusted", 3) == train_split(examples(9), 3)
 
 
 @pytest.mark.parametrize("n", [0, 1])

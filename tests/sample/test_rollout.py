@@ -7,7 +7,7 @@ import pytest
 import sample_models as tiny
 
 from ilr_jax.models import decoder, lora
-from ilr_jax.sample import rollout, sampling
+from ilr_jax.sample import sampling, slots
 from ilr_jax.sample.generate import generate
 from ilr_jax.sample.requests import Request
 from ilr_jax.sample.rollout import SamplingSettings
@@ -119,7 +119,7 @@ def test_context_limits_what_is_generated():
 def test_programs_are_compiled_once_per_prompt_length(monkeypatch):
     """Refills, drained groups and more requests add none; a longer bucket adds one of each kind."""
     bound, original = [], decoder.bind
-    monkeypatch.setattr(rollout.decoder, "bind", lambda *args: bound.append(1) or original(*args))
+    monkeypatch.setattr(slots.decoder, "bind", lambda *args: bound.append(1) or original(*args))
     sizes = {"max_new_tokens": 4, "chunk": 3, "bucket": 8}
     run("gemma", tiny.requests(3, longest=8), **sizes)
     assert len(bound) == 2

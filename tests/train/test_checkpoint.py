@@ -104,7 +104,7 @@ def test_a_save_of_other_arrays_is_refused_not_cast(tmp_path):
         assert text in str(error.value)
 
 
-def test_a_full_disk_is_named_and_the_save_before_stays(tmp_path):
+def test_a_full_disk_is_named_and_the_save_before_stays(tmp_path, capfd, caplog):
     big = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(300, 1000)).astype(np.float32))}
     checkpoint.save(tmp_path, 1, big, {})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -114,6 +114,7 @@ def test_a_full_disk_is_named_and_the_save_before_stays(tmp_path):
             checkpoint.save(tmp_path, 2, big, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "Traceback" not in "".join([*capfd.readouterr(), caplog.text])  # the error says it all
     assert [p.name for p in (tmp_path / "resume").iterdir()] == ["1"]
     assert tiny.equal_bits(checkpoint.restore(tmp_path, jax.tree.map(jnp.copy, big))[1], big)
 

@@ -1,0 +1,126 @@
+"""Starting as one of several processes, and deciding together: the engine is `jax.distributed`, and there is no scheduler of ours.
+
+Not here: which process reads or writes what. On CPUs the processes talk through gloo, JAX's default there (0.10).
+"""
+
+import os
+import re
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, PartitionSpec
+
+LONGER = 60  # seconds that JAX may take beyond our own limit, so that ours is the one that ends the wait
+SHUTDOWN = 60  # seconds that a process which has ended waits for the others to end too
+
+
+def start(distributed: bool, address: str | None, count: int | None, number: int | None, timeout: float) -> None:
+    """Join the other processes; must come before anything touches a device. Without any of the flags this is a process of its own.
+
+    `address` (host:port of process 0), `count` and `number` belong together; with `distributed` alone JAX asks TPU metadata, SLURM,
+    MPI or Kubernetes. Raises ValueError for flags that cannot be, and where JAX finds or can start nothing. If the processes have not all
+    met after `timeout` seconds, this one ends with one message and exit code 2.
+    """
+    _check(address, count, number, timeout)
+    if not distributed and address is None:
+        return
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from `preemption`
+    found = None if address is None else "deactivate"  # with an address, JAX shall look for nothing else
+    missing = f"process {number} of {count} at {address}" if address else "a process of the cluster that JAX detected"
+    message = (
+        f"{missing} did not meet all the others within {timeout:g} s; start every process, see that they reach port and host of process 0, "
+        "or raise --startup_timeout"
+    )
+    try:
+        if number == 0 and address:
+            _can_listen(int(address.rpartition(":")[2]))
+        with _at_most(timeout, message):
+            jax.distributed.initialize(
+                address,
+                count,
+                number,
+                cluster_detection_method=found,
+                initialization_timeout=int(timeout) + LONGER,
+                shutdown_timeout_seconds=SHUTDOWN,
+            )
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ValueError(f"could not start as one of several processes: {_explained(error)}") from error
+
+
+def _check(address: str | None, count: int | None, number: int | None, timeout: float) -> None:
+    """Raise one ValueError with all that is wrong with the flags."""
+    given = {"--coordinator_address": address, "--num_processes": count, "--process_id": number}
+    absent = [name for name, value in given.items() if value is None]
+    faults = []
+    if 0 < len(absent) < len(given):
+        faults.append(f"wanted {', '.join(given)} together, got no {' and no '.join(absent)}; or --distributed alone")
+    if address is not None and not re.fullmatch(r"\S+:\d+", address):
+        faults.append(f"--coordinator_address: wanted host:port of process 0, got {address!r}")
+    if count is not None and count < 1:
+        faults.append(f"--num_processes: wanted at least 1, got {count}")
+    if number is not None and not 0 <= number < (count or sys.maxsize):
+        faults.append(f"--process_id: wanted 0 to --num_processes - 1, got {number}")
+    if timeout <= 0:
+        faults.append(f"--startup_timeout: wanted more than 0 seconds, got {timeout:g}")
+    if faults:
+        raise ValueError("; ".join(faults))
+
+
+def _can_listen(port: int) -> None:
+    """Raise OSError if process 0 cannot listen on its port: JAX 0.10 dies of that without a word."""
+    both = socket.has_dualstack_ipv6()
+    socket.create_server(("", port), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both).close()
+
+
+def _explained(error: Exception) -> str:
+    if "should be defined" in str(error) or "must be defined" in str(error):
+        return (
+            "--distributed: wanted TPU metadata, SLURM, MPI or Kubernetes to tell which processes there are, found none; "
+            "give --coordinator_address, --num_processes and --process_id"
+        )
+    return f"{error}{'; choose another port' if isinstance(error, OSError) else ''}"
+
+
+@contextmanager
+def _at_most(seconds: float, message: str) -> Iterator[None]:
+    """End the process with `message` if the block takes longer.
+
+    Not by an exception: the block waits in C++ code whose own time-out aborts the process with a stack trace.
+    """
+
+    def end() -> None:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        os._exit(2)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def voting() -> Callable[..., list[bool]]:
+    """`ask(wish, ...)` tells which of the wishes any process has: the same answer in all of them, if all ask equally often.
+
+    With several processes the answer is to the question before, so that nobody waits for the step that is under way; the first is no.
+    """
+    if jax.process_count() == 1:
+        return lambda *wishes: list(wishes)
+    mesh = Mesh(np.array(jax.devices()), "all")
+    any_of = jax.jit(lambda wishes: wishes.any(axis=0), out_shardings=jax.NamedSharding(mesh, PartitionSpec()))
+    asked: list[jax.Array] = []
+
+    def ask(*wishes: bool) -> list[bool]:
+        here = np.tile(np.array(wishes), (jax.local_device_count(), 1))
+        asked.append(any_of(multihost_utils.host_local_array_to_global_array(here, mesh, PartitionSpec("all"))))
+        return np.asarray(asked.pop(0)).tolist() if len(asked) > 1 else [False] * len(wishes)
+
+    return ask

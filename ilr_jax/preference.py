@@ -1,0 +1,57 @@
+"""A preference round: the policy's own samples in pairs, the comparisons of them, and DPO on the surest.
+
+Here the rules of `refine.pairs` meet models and stages; which policy a round starts from is in `rounds`.
+From: paper appendix (SFT + DPO).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ilr_jax import feedback, stages
+from ilr_jax.files import read_rows, write_rows
+from ilr_jax.lab import Facts, Lab
+from ilr_jax.refine import judge, pairs
+from ilr_jax.stages import answer, answers_of
+from ilr_jax.types import Artifact, Example, Pair
+
+
+def prefer(lab: Lab, policy: Artifact, evaluator: Artifact | None, r: int) -> tuple[list[Pair], Facts]:
+    """The round's preferences out of the policy's own samples, and how often the evaluator was right about them."""
+    c = lab.config.dpo
+    how, purpose = lab.sampled(c.temperature, c.samples), f"dpo-samples-{r}"
+    sampled = answer(lab.bench, lab.model("strong"), "dpo-samples", [lab.d2], how, policy, purpose=purpose)
+    answers = answers_of(sampled)
+    texts = np.array([a.text for a in answers], object).reshape(len(lab.d2), c.samples).tolist()
+    compared = pairs.disjoint_pairs(lab.d2, texts)
+    settings = {"share": c.share, "scoring": c.scoring, "round": r}
+    inputs = {"samples": sampled.manifest["digest"], **lab.graded}
+    inputs |= {"evaluator": evaluator.manifest["digest"]} if evaluator else {}
+
+    def build(folder: Path) -> Facts:
+        chosen, facts = _preferences(lab, compared, evaluator)
+        write_rows(folder / "preferences.jsonl", chosen)
+        return facts
+
+    artifact = lab.bench.run("preferences", settings, inputs, build)
+    return read_rows(Path(artifact.folder) / "preferences.jsonl", Pair), artifact.manifest["metrics"]
+
+
+def _preferences(lab: Lab, compared: Sequence[tuple[Example, str, str]], evaluator: Artifact | None) -> tuple[list[Pair], Facts]:
+    examples, a, b = (list(column) for column in zip(*compared, strict=True))
+    a_right, b_right = lab.task.grade(a, examples), lab.task.grade(b, examples)
+    if evaluator is None:
+        chosen = pairs.oracle_preferences(compared, a_right, b_right)
+        return chosen, {"compared": len(compared), "preferences": len(chosen)}
+    ids, prompts = [e.id for e in examples], [e.prompt for e in examples]
+    comparisons = judge.symmetric_score(feedback.score_fn(lab, evaluator), ids, prompts, a, b, lab.config.dpo.scoring)
+    right, n = judge.evaluator_accuracy(judge.scores_of(comparisons), a_right, b_right)
+    chosen = pairs.confident_preferences([c for c in comparisons if c], lab.config.seed, lab.config.dpo.share)
+    facts = {"compared": len(compared), "preferences": len(chosen), "unanswered": sum(c is None for c in comparisons)}
+    return chosen, {**facts, "evaluator_accuracy": right, "evaluator_pairs": n}
+
+
+def optimise(lab: Lab, policy: Artifact, preferences: Sequence[Pair]) -> Artifact:
+    """The policy after this round's DPO; as it was if nothing is preferred, as when all samples say the same."""
+    return stages.optimise(lab.bench, lab.model("strong"), policy, preferences) if preferences else policy

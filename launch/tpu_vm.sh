@@ -1,0 +1,88 @@
+#!/usr/bin/env bash
+# Cloud TPU VMs, of one host or many, by gcloud: one process on every host.
+#
+#   launch/tpu_vm.sh [--dry-run] create     make the TPU
+#   launch/tpu_vm.sh [--dry-run] setup      bring the committed source to all hosts and install it
+#   launch/tpu_vm.sh [--dry-run] run [FLAG of ilr_jax.main ...]      start the experiment, or continue it, in the background
+#   launch/tpu_vm.sh [--dry-run] resume [FLAG of ilr_jax.main ...]   after a preemption: delete, create, setup and run
+#   launch/tpu_vm.sh [--dry-run] logs       what the first host says, as it comes
+#   launch/tpu_vm.sh [--dry-run] stop       training saves and ends
+#   launch/tpu_vm.sh [--dry-run] fetch      copy WORKDIR to TO
+#   launch/tpu_vm.sh [--dry-run] delete     give the TPU back, with the disks of its hosts
+#
+# Many hosts need a WORKDIR that all of them see, and a preempted machine loses its disk: for either, give SHARE and a WORKDIR in /mnt/ilr.
+set -euo pipefail
+CONFIG=${CONFIG:-configs/gsm8k.py}           # the experiment
+WORKDIR=${WORKDIR:-runs/gsm8k}               # its folder on the hosts; a relative one lies in ~/ilr_jax
+NAME=${NAME:-ilr}                            # of the TPU
+ZONE=${ZONE:-}                               # empty: the one that gcloud is set to
+PROJECT=${PROJECT:-}                         # empty: the one that gcloud is set to
+ACCELERATOR=${ACCELERATOR:-v5litepod-8}      # type and size, as gcloud names them
+RUNTIME=${RUNTIME:-v2-alpha-tpuv5-lite}      # the machine image for that type
+SPOT=${SPOT:-}                               # yes: cheaper, and taken away at any time
+SHARE=${SHARE:-}                             # an NFS export, SERVER:/FOLDER, mounted at /mnt/ilr on all hosts
+PYTHON_VERSION=${PYTHON_VERSION:-3.12}       # for the hosts, whose own is too old
+TO=${TO:-runs/fetched}                       # where fetch puts the results
+
+# shellcheck source=launch/common.sh
+. "$(dirname "$0")/common.sh"
+where=(${ZONE:+"--zone=$ZONE"} ${PROJECT:+"--project=$PROJECT"})
+
+tpu() { run gcloud compute tpus tpu-vm "$@" ${where[@]+"${where[@]}"}; }
+
+# on WORKERS COMMAND: a line for the shell of these hosts.
+on() { tpu ssh "$NAME" "--worker=$1" "--command=$2"; }
+
+create() { tpu create "$NAME" "--accelerator-type=$ACCELERATOR" "--version=$RUNTIME" ${SPOT:+--spot}; }
+
+setup() {
+  run mkdir -p runs
+  run git archive --format=tar.gz --output=runs/source.tgz HEAD
+  tpu scp runs/source.tgz "$NAME:source.tgz" --worker=all
+  on all "mkdir -p ilr_jax && tar -xzf source.tgz -C ilr_jax && cd ilr_jax && python3 -m pip install --quiet --user uv \
+&& python3 -m uv venv --allow-existing --python $(quoted "$PYTHON_VERSION") .venv \
+&& python3 -m uv pip install --quiet --python .venv/bin/python -e '.[tpu]'"
+  [ -z "$SHARE" ] || on all "sudo apt-get install --yes nfs-common && sudo mkdir -p /mnt/ilr \
+&& (mountpoint -q /mnt/ilr || sudo mount -t nfs $(quoted "$SHARE") /mnt/ilr) && sudo chown \"\$(id -u)\" /mnt/ilr"
+}
+
+# As a unit of systemd, which outlives the connection and sends SIGTERM when the machine goes down.
+start() {
+  the_line '' --distributed "$@"
+  on all "cd ilr_jax && sudo systemd-run --unit=ilr --collect --uid=\"\$(id -u)\" --working-directory=\"\$PWD\" \
+\"\$PWD\"/.venv/bin/python $(quoted "${LINE[@]:1}")"
+}
+
+fetch() {
+  on 0 "cd ilr_jax && tar -czf ~/fetched.tgz -C $(quoted "$WORKDIR") ."
+  run mkdir -p runs "$TO"
+  tpu scp "$NAME:fetched.tgz" runs/fetched.tgz --worker=0
+  run tar -xzf runs/fetched.tgz -C "$TO"
+}
+
+remove() { tpu delete "$NAME" --quiet; }
+
+options "$@"
+cd "$(dirname "$0")/.."
+action=${REST[0]-}
+set -- ${REST[@]+"${REST[@]:1}"}
+case $action in
+  create) create ;;
+  setup) setup ;;
+  run) start "$@" ;;
+  resume)
+    remove
+    create
+    setup
+    start "$@"
+    ;;
+  logs) on 0 'sudo journalctl --unit=ilr --output=cat --follow' ;;
+  stop) on all 'sudo systemctl stop ilr' ;;
+  fetch) fetch ;;
+  delete) remove ;;
+  *)
+    help >&2
+    echo "wanted create, setup, run, resume, logs, stop, fetch or delete; got '$action'" >&2
+    exit 2
+    ;;
+esac

@@ -1,0 +1,159 @@
+"""Several real processes on this machine: they meet, they decide together, and one that is left alone says so in bounded time."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ilr_jax import hosts, rounds
+
+ROOT = Path(__file__).parent.parent
+COMMAND = """
+import sys
+from ilr_jax import main, rounds
+def run(config, workdir):
+    import jax, numpy as np
+    from jax.experimental import multihost_utils
+    total = multihost_utils.process_allgather(np.array([10.0 ** jax.process_index()])).sum()
+    print(jax.process_count(), jax.process_index(), total, flush=True)
+rounds.run = run
+sys.exit(main.run(["ilr run", "--config=configs/quickstart.py", "--workdir=nowhere", *sys.argv[1:]]))
+"""
+TRAINS = """
+import os, signal, sys
+sys.path.insert(0, "tests/train")
+import test_loop as t
+from ilr_jax import hosts, preemption
+number, folder = int(sys.argv[2]), t.Path(sys.argv[3])
+hosts.start(False, sys.argv[1], 2, number, 240)
+t.loop.checkpoint.save = lambda folder, step, *_: print("saved", step, flush=True)
+def at(i):
+    if (number, i) == (1, 5):
+        os.kill(os.getpid(), signal.SIGTERM)
+    return t.batch_at(i)
+try:
+    with preemption.listening():
+        t.train(folder / str(number), number=40, state=t.begin(total=40), at=at)
+except preemption.Preempted as notice:
+    print(notice, flush=True)
+"""
+# What a cluster sets must not be found here, and one device a process is enough.
+CLUSTERS = ("SLURM_", "OMPI_", "KUBERNETES_", "TPU_", "JAX_COORDINATOR")
+ENV = {k: v for k, v in os.environ.items() if not k.startswith(CLUSTERS)} | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+
+
+def free_address() -> str:
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return f"localhost:{s.getsockname()[1]}"
+
+
+def begin(script: str, *words: str) -> subprocess.Popen:
+    """A process of `script`, or of the command itself where there is none."""
+    ours = ["-c", script] if script else ["-m", "ilr_jax.main", "--config=configs/quickstart.py", "--workdir=nowhere"]
+    command = [sys.executable, "-W", "ignore", *ours, *words]
+    return subprocess.Popen(command, env=ENV, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def ended(process: subprocess.Popen) -> tuple[str, str]:
+    """What it said on both streams, after it has ended."""
+    try:
+        return process.communicate(timeout=240)
+    finally:
+        process.kill()
+
+
+def flags(address: str, count: int, number: int) -> list[str]:
+    return [f"--coordinator_address={address}", f"--num_processes={count}", f"--process_id={number}"]
+
+
+def test_an_experiment_on_several_processes_is_refused(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    with pytest.raises(ValueError, match="wanted one process, .* got 2"):
+        rounds.run(tiny_config, tmp_path)
+
+
+def test_two_processes_meet_and_reduce():
+    address = free_address()
+    both = [begin(COMMAND, *flags(address, 2, number)) for number in (0, 1)]
+    said = [ended(process) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert ["2 0 11.0\n" in said[0][0], "2 1 11.0\n" in said[1][0]] == [True, True], said
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_process_that_is_left_alone_ends_in_bounded_time_with_one_message(number):
+    address = free_address()
+    process = begin("", *flags(address, 2, number), "--startup_timeout=3")
+    out, said = ended(process)
+    wanted = f"error: process {number} of 2 at {address} did not meet all the others within 3 s; "
+    assert process.returncode == 2 and said.count("error: ") == 1 and wanted in said and "stack trace" not in said, said
+    assert not out
+
+
+def test_a_port_that_is_taken_is_one_message():
+    with socket.socket(socket.AF_INET6) as taken:
+        taken.bind(("::", 0))
+        taken.listen()
+        process = begin("", *flags(f"localhost:{taken.getsockname()[1]}", 1, 0), "--startup_timeout=60")
+        said = ended(process)[1]
+    assert process.returncode == 2 and "in use" in said and "; choose another port" in said, said
+
+
+def test_a_cluster_that_is_not_there_is_one_message():
+    process = begin("", "--distributed")
+    said = ended(process)[1]
+    assert process.returncode == 2 and "wanted TPU metadata, SLURM, MPI or Kubernetes" in said and said.count("error: ") == 1
+
+
+def test_slurm_is_detected():
+    """One task as `srun` describes it."""
+    tasks = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    command = [sys.executable, "-c", COMMAND, "--distributed"]
+    done = subprocess.run(command, env=ENV | tasks, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0 and "1 0 1.0\n" in done.stdout, done.stderr
+
+
+def test_a_notice_to_one_process_makes_both_save_after_the_same_step(tmp_path):
+    address = free_address()
+    both = [begin(TRAINS, address, str(number), str(tmp_path)) for number in (0, 1)]
+    said = [ended(process)[0].splitlines()[-2:] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert said[0] == said[1] and re.fullmatch(r"saved \d+", said[0][0]) and said[0][0].split()[1] in said[0][1], said
+
+
+BAD = {
+    "no number": (("a:1", 2, None), "wanted --coordinator_address, --num_processes, --process_id together, got no --process_id"),
+    "address alone": (("a:1", None, None), "got no --num_processes and no --process_id"),
+    "no address": ((None, 2, 0), "got no --coordinator_address"),
+    "no port": (("here", 2, 0), "wanted host:port of process 0, got 'here'"),
+    "no processes": (("a:1", 0, 0), "--num_processes: wanted at least 1, got 0"),
+    "number too high": (("a:1", 2, 2), "--process_id: wanted 0 to --num_processes - 1, got 2"),
+    "negative number": (("a:1", 2, -1), "got -1"),
+}
+
+
+@pytest.mark.parametrize("distributed", [False, True])
+@pytest.mark.parametrize("fault", BAD)
+def test_flags_that_cannot_be_are_refused(fault, distributed):
+    given, message = BAD[fault]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        hosts.start(distributed, *given, 60.0)
+
+
+def test_all_faults_are_told_at_once():
+    with pytest.raises(ValueError, match="together.*host:port.*more than 0 seconds"):
+        hosts.start(False, "here", None, None, 0.0)
+
+
+def test_without_a_flag_nothing_is_started():
+    import jax
+
+    hosts.start(False, None, None, None, 300.0)
+    assert not jax.distributed.is_initialized() and hosts.voting()(True, False) == [True, False]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

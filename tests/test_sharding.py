@@ -1,0 +1,243 @@
+"""Every mesh computes what one device computes; what is split how; and what cannot be split."""
+
+import re
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from ilr_jax import sharding
+from ilr_jax.models import config as configs
+from ilr_jax.models import decoder, lora
+from ilr_jax.models.lora import Lora
+from ilr_jax.sample.beam import BeamSettings
+from ilr_jax.sample.generate import generate
+from ilr_jax.sample.rollout import SamplingSettings
+from ilr_jax.train import state as states
+from ilr_jax.train import steps
+from ilr_jax.train.optimizer import OptimizerConfig
+
+sys.path += [str(Path(__file__).parent / room) for room in ("train", "sample")]
+import sample_models  # noqa: E402
+import tiny_runs  # noqa: E402
+
+RULES = {"batch": "data,fsdp", "embed": "fsdp", "heads": "tensor", "kv_heads": "auto", "mlp": "tensor", "vocab": "auto"}
+MESHES = ((1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4))
+meshes = pytest.mark.parametrize("mesh", MESHES[1:], ids=lambda mesh: "x".join(map(str, mesh)))
+CONFIG = configs.from_fields(tiny_runs.FIELDS | {"vocab_size": 64})
+SETUP = steps.Setup(CONFIG, Lora(3, 6.0, ("q_proj", "v_proj", "o_proj", "down_proj")), chunk=4, microbatches=2)
+OPTIMIZERS = {name: OptimizerConfig(name, 1e-2, warmup=0.0, eps=1e-3) for name in ("adamw", "adafactor", "rmsprop")}
+LENGTHS = [12, 14, 5, 9, 8, 8, 13, 3, 4, 6, 11, 7, 9, 10, 2, 12, 8, 14, 7, 5, 9, 11, 3, 6, 12, 14, 5, 9, 4, 4, 10, 13]
+
+
+def units(config):
+    return {
+        "embed": config.hidden_size,
+        "heads": config.num_heads,
+        "kv_heads": config.num_kv_heads,
+        "mlp": config.intermediate_size,
+        "vocab": config.vocab_size,
+    }
+
+
+def layout(mesh, config=CONFIG, **rules):
+    return sharding.choose(dict(zip(sharding.MESH_AXES, mesh, strict=True)), RULES | rules, [units(config)], 0, 1)
+
+
+@cache
+def base():
+    return tiny_runs.drawn(decoder.abstract(CONFIG), 0.2, 0)
+
+
+def trainable(kind, k=2):
+    if kind == "evaluator":
+        like = {"params": decoder.abstract(CONFIG), "head": jax.ShapeDtypeStruct((CONFIG.hidden_size, 2), jax.numpy.float32)}
+        return jax.tree.map(lambda x: x[None], tiny_runs.drawn(like, 0.2, 1))
+    like = jax.eval_shape(lambda: lora.init(CONFIG, SETUP.lora, jax.random.split(jax.random.key(0), k)))
+    return tiny_runs.drawn({"adapters": like}, 0.2, 1)
+
+
+KINDS = {
+    "sft": (steps.sft_step, tiny_runs.batch, "adamw"),
+    "evaluator": (steps.evaluator_step, tiny_runs.class_batch, "adafactor"),
+    "dpo": (steps.dpo_step, tiny_runs.pair_batch, "rmsprop"),
+}
+
+
+@cache
+def trained(kind, mesh):
+    """State and metrics after two steps, and the layout; two adapters, or all weights of the evaluator."""
+    make_step, make_batch, optimizer = KINDS[kind]
+    where = layout(mesh)
+    setup = replace(SETUP, layout=where, lora=None if kind == "evaluator" else SETUP.lora)
+    tree = trainable(kind)
+    k = states.adapters_in(tree)
+    state = sharding.put_weights(where, states.init(sharding.put_weights(where, tree), OPTIMIZERS[optimizer], [9] * k))
+    frozen = sharding.put_weights(where, {} if kind == "evaluator" else base())
+    step, seen = make_step(setup, OPTIMIZERS[optimizer]), []
+    for i in range(2):
+        state, metrics = step(state, frozen, sharding.put_rows(where, make_batch(LENGTHS, seed=i)))
+        seen.append(jax.device_get(metrics))
+    assert step._cache_size() == 1, "the state came back split otherwise than it went in"
+    return state, seen, where
+
+
+@meshes
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_is_that_of_one_device(kind, mesh):
+    state, metrics, _ = trained(kind, mesh)
+    alone, wanted, _ = trained(kind, MESHES[0])
+    assert metrics[0]["finite"].all() and min(metrics[1]["grad_norm"]) > 0
+    chex.assert_trees_all_close(metrics, wanted, rtol=2e-5, atol=1e-5)
+    chex.assert_trees_all_close(jax.device_get(state), jax.device_get(alone), rtol=1e-4, atol=1e-5)
+
+
+@meshes
+def test_state_is_split_as_the_rules_say(mesh):
+    """Moments live with their weights; what is factored or small is whole."""
+    for kind in KINDS:
+        state, _, where = trained(kind, mesh)
+        assert jax.tree.map(lambda x: x.sharding, state) == sharding.shardings(where, state)
+    state, _, where = trained("sft", mesh)
+    a = state.opt_state[0].mu["adapters"]["q_proj"]["a"]
+    assert a.addressable_shards[0].data.shape == (2, 2, CONFIG.hidden_size // where.mesh.shape["fsdp"], 3)
+
+
+PARAMS = {name: sample_models.params(name) for name in ("mistral", "gemma")}
+
+
+@cache
+def sampled(name, mesh, how, k=2):
+    config = sample_models.CONFIGS[name]
+    where = layout(mesh, config)
+    adapters, shape = sample_models.adapters(name, k)
+    put = lambda tree: sharding.put_weights(where, tree)
+    asked = sample_models.requests(20, adapters=k)
+    found = generate(config, put(PARAMS[name]), put(adapters), asked, how, eos=[3], lora=shape, key=1, layout=where)
+    return [[(c.tokens, c.finished) for c in answers] for answers in found]
+
+
+@meshes
+@pytest.mark.parametrize(
+    ("name", "how", "k"),
+    (
+        ("mistral", SamplingSettings(6, n=2, slots=16, chunk=4, bucket=32), 2),
+        ("gemma", BeamSettings(6, prompts=8, bucket=32), 1),
+    ),
+    ids=("samples", "beams"),
+)
+def test_decoding_is_that_of_one_device(mesh, name, how, k):
+    assert sampled(name, mesh, how, k) == sampled(name, MESHES[0], how, k)
+
+
+def test_weights_of_the_three_families_are_split_as_written_down():
+    """A mesh of 2 x 2 x 2; a change here changes where every tensor lives."""
+    lines = []
+    for name, config in sample_models.CONFIGS.items():
+        where = layout((2, 2, 2), config)
+        tree = decoder.abstract(config) | {
+            "adapters": jax.eval_shape(lambda c=config: lora.init(c, Lora(2, 4.0), jax.random.split(jax.random.key(0), 2)))
+        }
+        for path, split in zip(jax.tree.leaves(sharding.paths(tree)), jax.tree.leaves(sharding.shardings(where, tree)), strict=True):
+            lines.append(f"{name} {path} {split.spec}")
+    golden = Path(__file__).with_name("golden_sharding.txt")
+    assert golden.read_text().splitlines() == lines
+
+
+WIDE = {"vocab_size": 8192, "hidden_size": 512, "intermediate_size": 1024, "head_dim": 128}
+WIDE |= {"num_attention_heads": 8, "num_key_value_heads": 8, "num_hidden_layers": 3}
+COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
+ROWS = 32 * 14 * 512  # the activations of a batch
+
+
+def compiled(mesh):
+    """The SFT step of a model whose matrices all have over 1 MB, two adapters, activations computed again, compiled for a mesh."""
+    config = configs.from_fields(tiny_runs.FIELDS | WIDE)
+    where = layout(mesh, config)
+    setup = steps.Setup(config, Lora(4, 8.0), layout=where, remat="full")
+    abstract = lambda tree: jax.tree.map(
+        lambda x, split: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), tree, sharding.shardings(where, tree)
+    )
+    like = {"adapters": jax.eval_shape(lambda: lora.init(config, setup.lora, jax.random.split(jax.random.key(0), 2)))}
+    state = abstract(jax.eval_shape(lambda tree: states.init(tree, OPTIMIZERS["adamw"], [9, 9]), like))
+    arguments = state, abstract(decoder.abstract(config)), sharding.put_rows(where, tiny_runs.batch(LENGTHS))
+    return steps.sft_step(setup, OPTIMIZERS["adamw"]).lower(*arguments).compile(), arguments
+
+
+@pytest.mark.parametrize(
+    ("mesh", "kernels", "tables", "rows"),
+    [
+        ((8, 1, 1), 0, 0, 0),  # gradients of the adapters only
+        ((1, 8, 1), 14, 2, 0),  # each kernel once forward and once backward, embedding and head once
+        (
+            (1, 2, 4),
+            14,
+            2,
+            9,
+        ),  # the same of a quarter of each; a sum after o_proj and down_proj, forward, again and backward; both tables' rows
+    ],
+    ids=lambda x: "x".join(map(str, x)) if isinstance(x, tuple) else "",
+)
+def test_collectives_of_the_sft_step_are_those_expected(mesh, kernels, tables, rows):
+    """No weight is whole on a device where an axis splits it, no stack of layers and no logits travel, and the state is donated."""
+    (program, arguments), pieces = compiled(mesh), mesh[2]
+    sizes = [
+        (kind, int(np.prod([int(n) for n in shape.split(",") if n])))
+        for result, kind in COLLECTIVE.findall(program.as_text())
+        for shape in re.findall(r"\[([\d,]*)\]", result)
+    ]
+    gathered = [size * pieces for kind, size in sizes if kind == "all-gather"]
+    assert sum(size == 512 * 1024 for size in gathered) == kernels
+    assert sum(size == 8192 * 512 for size in gathered) == tables and max(gathered) <= 8192 * 512
+    assert sum(kind == "all-reduce" and size * mesh[1] * mesh[0] == ROWS for kind, size in sizes) == rows
+    bytes_here = lambda x: int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
+    leaves = jax.tree.leaves(arguments)
+    assert mesh == (8, 1, 1) or all(bytes_here(x) < x.size * x.dtype.itemsize for x in leaves if x.size * x.dtype.itemsize > 2**20)
+    memory = program.memory_analysis()
+    assert memory.argument_size_in_bytes == pytest.approx(sum(map(bytes_here, leaves)), rel=0.01)
+    assert memory.output_size_in_bytes - memory.alias_size_in_bytes < 1000
+
+
+@pytest.mark.parametrize(
+    ("mesh", "rules", "message"),
+    [
+        ((1, 1, 3), {}, "sharding.rules.heads=tensor: 4 cannot be split into 3 (tensor); what would work: 1, 2, 4"),
+        ((1, 3, 1), {}, "sharding.rules.embed=fsdp: 16 cannot be split into 3 (fsdp); what would work: 1, 2, 4, 8"),
+        ((1, 1, 4), {"kv_heads": "tensor"}, "sharding.rules.kv_heads=tensor: 2 cannot be split into 4 (tensor); what would work: 1, 2"),
+        ((2, 8, 1), {}, "at most, and with an open axis to divide, the 8 devices; got 16"),
+        ((0, 3, 1), {}, "the 8 devices; got 3"),
+        ((1, 2, 2), {"mlp": "tensr"}, "sharding.rules.mlp: wanted some of data, fsdp, tensor, or auto; got tensr"),
+        ((1, 2, 2), {"mlp": "fsdp"}, "sharding.rules: embed and mlp split one weight, so they cannot both use fsdp"),
+        ((1, 2, 2), {"kv_heads": "data"}, "sharding.rules: batch and kv_heads split one array, so they cannot both use data"),
+    ],
+)
+def test_what_cannot_be_split_is_named(mesh, rules, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        layout(mesh, **rules)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "weights", "wanted"),
+    [
+        ((0, 0, 0), 100, (8, 1, 1)),  # fits one device
+        ((0, 0, 0), 1500, (2, 4, 1)),
+        ((0, 0, 0), 10**9, (1, 8, 1)),  # fits nowhere: as many pieces as there are devices
+        ((0, 0, 2), 1500, (2, 2, 2)),
+        ((0, 2, 0), 10**9, (4, 2, 1)),
+        ((2, 0, 0), 1, (2, 4, 1)),
+        ((2, 1, 1), 1, (2, 1, 1)),  # fewer devices than there are
+    ],
+)
+def test_open_axes_follow_from_size_and_devices(sizes, weights, wanted):
+    where = sharding.choose(dict(zip(sharding.MESH_AXES, sizes, strict=True)), RULES, [units(CONFIG)], weights, 1000)
+    assert where is not None and tuple(where.mesh.shape.values()) == wanted
+
+
+def test_one_device_needs_no_layout():
+    assert layout(MESHES[0]) is None
+    assert sharding.row_multiple(None, 3) == 1 and sharding.row_multiple(layout((2, 4, 1)), 2) == 4

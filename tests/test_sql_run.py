@@ -1,0 +1,43 @@
+"""Text to SQL through the method, with made-up models: what they write is run, graded by both graders, compared, replaced and recorded."""
+
+from ilr_jax import demos, lab, refinement, report, rounds
+from ilr_jax.files import read_json
+from ilr_jax.types import Answer, Artifact
+
+WRITTEN = ("{gold}", "```sql\n{gold};\n```\nThat is all.", "SELECT 'no'", "DROP TABLE items")  # right, right, wrong, error
+
+
+def made_up_models(patch, workdir):
+    """Nothing is trained; labels and test answers are right for every other two examples, proposals always."""
+
+    def answers(name, groups):
+        for example in (example for group in groups for example in group):
+            form = WRITTEN[0 if name == "proposals" else int(example.id[-5:]) % 4]
+            yield Answer(example.id, 0, 0, form.replace("{gold}", example.reference), 0.0, True)
+
+    def artifact(name, groups=()):
+        return Artifact(str(workdir / "stages" / name), name, {"digest": name, "answers": list(answers(name, groups))})
+
+    made_up = {
+        "fine_tune": lambda bench, model, section, name, *_: artifact(name),
+        "answer": lambda bench, model, name, groups, *_, **__: artifact(name, groups),
+        "answers_of": lambda made: made.manifest["answers"],
+    }
+    for room in (lab, demos, refinement):
+        for name, function in made_up.items():
+            patch.setattr(room, name, function, raising=False)
+
+
+def test_the_method_runs_on_sql_and_records_both_graders(tiny_config, tmp_path, monkeypatch):
+    config, workdir = tiny_config, tmp_path / "run"
+    config.method, config.feedback = "ilr", "oracle"
+    config.task.name, config.task.path = "minisql", str(tmp_path / "made")
+    made_up_models(monkeypatch, workdir)
+    rounds.run(config, workdir)
+    record = read_json(workdir / "runs" / "ilr-seed0.json")
+    first, last = record["rounds"]
+    assert (first["test_accuracy"], first["other_accuracies"]) == (0.5, {"strict": 0.5}) and first["supervisor_accuracy"] == 0.5
+    right = round(first["label_accuracy"] * first["labels"])
+    assert 0 < right < first["labels"] == 12 and last["label_accuracy"] == 1.0
+    assert (last["agreed"], last["replaced"], last["flows"]["wrong_to_right"]) == (right, 12 - right, 12 - right)
+    assert "strict 50.0%" in report.write([workdir]).read_text()
