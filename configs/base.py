@@ -19,15 +19,25 @@ def get_config() -> Any:
 
 
 def _method(config: ConfigDict) -> None:
-    config.method = "ilr"  # sft | ilr | naive | dpo; several, separated by commas, share their common stages
+    config.method = "ilr"  # sft | ilr | naive | dpo | sft_chosen | dpo_pairs | weak; several, by commas, share their common stages
     config.feedback = "evaluator"  # evaluator (unreliable) | oracle (grades of the task) | judge (see below)
-    config.demos = "weak"  # weak (the supervisor's labels) | correct (only those graded right) | given (those that came with the data)
+    # weak (the supervisor's labels) | correct (only those graded right) | gold (the references) | given (those that came with the data)
+    config.demos = "weak"
+    config.demos_error = 0.0  # of gold demos: this share is replaced by wrong answers of the supervisor
     config.given = "untrusted"  # demos=given: which of them are refined: untrusted (of rows without a trusted reference) | all
     config.rounds = 6  # rounds of ilr, naive and dpo
     config.folds = 2  # ilr, naive: parts of the labels; a part's proposals come from a model trained on the others
     config.alpha = 0.15  # at most this share of labels changes in a round
     config.alpha_of = "disagreeing"  # of which labels alpha is a share: disagreeing | all | none (threshold 0.5 only)
     config.seed = 0  # everything random follows from it
+
+    config.refine = ConfigDict()  # a round of ilr and naive
+    config.refine.proposer = "cross"  # cross (models that have not seen the label) | same (one, of all labels) | ensemble (all fold models)
+    config.refine.samples = 1  # proposals from each of these models; more than one: decoding.proposals = sample
+    config.refine.pick = "log_prob"  # of several proposals: log_prob (the likeliest) | feedback (the one it likes best; naive: log_prob)
+    config.refine.rule = (
+        "replace"  # an accepted proposal: replace (the label, one for one) | filter (only drops it) | add (stands beside it)
+    )
 
     config.task = ConfigDict()
     config.task.name = "gsm8k"  # gsm8k | bird | saferpaca | jsonl (your own data: docs/data.md) | wordmath, minisql (made here)
@@ -102,12 +112,15 @@ def _feedback(config: ConfigDict) -> None:
     config.dpo.samples = 6  # answers per question and round, in disjoint pairs
     config.dpo.temperature = 0.7
     config.dpo.share = 0.15  # of the pairs, the ones the evaluator is surest of
+    config.dpo.loss = "sigmoid"  # sigmoid | ipo | robust | hinge
+    config.dpo.smoothing = 0.0  # share of preferences taken for wrong, by sigmoid (conservative DPO) and robust
     config.dpo.scoring = "symmetric"  # symmetric | released (both prompts in one order, as in the released code: scores of 0.5)
 
     config.naive = ConfigDict()
     config.naive.match_count = False  # replace as many labels as ilr did in the same round, not a share alpha of all
 
     config.oracle = ConfigDict()
+    config.oracle.error = 0.0  # share of an oracle's verdicts that are turned round: the dial of its unreliability
     config.oracle.capped = False  # hold feedback=oracle to alpha too (the released code does not)
 
 

@@ -23,8 +23,8 @@ from ilr_jax.files import encode, read_json, write_bytes
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb with `argv` (the command line's by default); returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["run"] and words[1:2] not in (["-h"], ["--help"]):
-        return run(words[1:])  # its flags are those of ilr_jax.main, which argparse does not know
+    if words and words[0] in PASSED and words[1:2] not in (["-h"], ["--help"]):
+        return PASSED[words[0]](words[1:])  # their flags are those of ilr_jax.main, which argparse does not know
     arguments = parser().parse_args(words)
     try:
         code = arguments.verb(arguments)
@@ -44,6 +44,11 @@ def parser() -> argparse.ArgumentParser:
     verbs = root.add_subparsers(metavar="VERB", required=True)
     verb = _verb(verbs, "run", run, "run an experiment, or continue it", "ilr run --config=configs/quickstart.py --workdir=runs/quickstart")
     verb.usage = "ilr run --config=FILE --workdir=DIR [--config.FIELD=VALUE ...]     (every FIELD: configs/base.py)"
+    example = "ilr sweep --config=configs/quickstart.py --workdir=runs/alpha --grid alpha=0.05,0.15,0.3 --seeds=0,1,2"
+    verb = _verb(verbs, "sweep", sweep, "run a grid of config fields with several seeds, and collect one table", example)
+    verb.usage = (
+        "ilr sweep --config=FILE --workdir=DIR [--grid FIELD=VALUE,VALUE ...] [--seeds=0,1,2] [--jobs=N] [--config.FIELD=VALUE ...]"
+    )
     verb = _verb(verbs, "report", report, "write results.json and report.html, print the table", "ilr report runs/quickstart")
     verb.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="folder of an experiment; several are compared")
     verb.add_argument("--out", metavar="DIR", help="where to write; needed for several workdirs, else the workdir itself")
@@ -63,6 +68,16 @@ def run(flags: Sequence[str]) -> int:
     from ilr_jax import main as experiment
 
     return experiment.run(["ilr run", *flags])
+
+
+def sweep(flags: Sequence[str]) -> int:
+    """`python -m ilr_jax.sweep` with these flags."""
+    from ilr_jax import sweep as sweeps
+
+    return sweeps.run(flags)
+
+
+PASSED: dict[str, Callable[[Sequence[str]], int]] = {"run": run, "sweep": sweep}
 
 
 def report(arguments: argparse.Namespace) -> int:

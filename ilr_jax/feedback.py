@@ -1,9 +1,9 @@
-"""Who says which of two answers is better: the evaluator, trained on answers to the first half of the data, or a judge.
+"""Who says which of two answers is better: the evaluator, trained on answers to the first half of the data, a judge, or the oracle.
 
-Each is an artifact, on which all hangs that hangs on its verdicts, and a `ScoreFn`. Here too is what is asked of them where a task reads
-nothing off an answer: how often test answers win over the references, and how alike two answers are. Not here: the models behind them
-(`evaluator`, `judges`, `services`), and what their scores lead to (`refinement`, `preference`).
-From: paper section 4.1 and appendix (evaluator training data; SaferPaca).
+Evaluator and judge are artifacts, on which all hangs that hangs on their verdicts, and a `ScoreFn`; the oracle, who grades, stands as None
+beside them. Here too is what is asked of them where a task reads nothing off an answer: how often test answers win over the references,
+and how alike two answers are. Not here: the models behind them (`evaluator`, `judges`, `services`), and what is made of what they say
+(`refinement`, `preference`). From: paper section 4.1 and appendix (evaluator training data; SaferPaca).
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,6 @@ from ilr_jax.tokenizer import JUDGED
 from ilr_jax.types import Answer, Artifact, Example, Pair
 
 JUDGE = "judge"  # the role of a model that judges, and the stage that says who judges
-NO_VERDICT = ("endpoint", "judge.base_url", "judge.key_name", "embed.base_url", "embed.key_name")  # fields that decide none
 
 
 def check(lab: Lab) -> None:
@@ -50,8 +49,9 @@ def check(lab: Lab) -> None:
 
 def _check_ungraded(lab: Lab) -> None:
     c, name = lab.config, lab.task.name
-    if c.feedback == "oracle" or c.demos == "correct":
-        raise ValueError(f"task.name={name!r} has no grader, which feedback='oracle' and demos='correct' need; choose others")
+    if c.feedback == "oracle" or c.demos == "correct" or c.demos_error:
+        needs = "feedback='oracle', demos='correct' and demos_error"
+        raise ValueError(f"task.name={name!r} has no grader, which {needs} need; choose others")
     if "evaluator" in lab.comparers and {e.tags.get("category") for e in lab.d1} != {pairs.GENERAL, pairs.SAFETY}:
         raise ValueError(
             f"task.name={name!r} has neither a grader nor examples of both categories, general and safety, so no evaluator can be trained; "
@@ -59,8 +59,8 @@ def _check_ungraded(lab: Lab) -> None:
         )
 
 
-def comparer(lab: Lab) -> Artifact | None:
-    """Who compares answers for the config's feedback: the trained evaluator, or the judge; None where the oracle does."""
+def source(lab: Lab) -> Artifact | None:
+    """Who gives the feedback: the evaluator, trained if need be, the judge, or None for the oracle."""
     return {"evaluator": evaluator, "judge": the_judge, "oracle": lambda _: None}[lab.config.feedback](lab)
 
 
@@ -76,7 +76,7 @@ def _graded_pairs(lab: Lab) -> list[Pair]:
     n, name, how = lab.config.evaluator.checkpoints, "evaluator-answers", lab.sampled(lab.config.evaluator.temperature)
     sampled = answer(lab.bench, lab.model("weak"), name, [lab.d1] * n, how, lab.weak_supervisor(), SNAPSHOTS, purpose=name)
     answers = answers_of(sampled)
-    grades = np.asarray(lab.grade(answers)).reshape(n, -1).T
+    grades = lab.right([a.text for a in answers], [lab.examples[a.example_id] for a in answers]).reshape(n, -1).T
     texts = np.array([a.text for a in answers], object).reshape(n, -1).T
     return pairs.evaluator_pairs(lab.d1, texts.tolist(), grades.tolist(), lab.config.seed)
 
@@ -114,6 +114,26 @@ def score_fn(lab: Lab, comparer: Artifact) -> judge.ScoreFn:
     if c.judge.kind == "model":
         return judges.score_fn(lab.bench, lab.model(JUDGE))
     return verdicts.score_fn(lab.endpoint(JUDGE), c.seed, c.judge.top_logprobs, c.judge.max_invalid)
+
+
+def settings(lab: Lab) -> dict[str, object]:
+    """What of the config a verdict depends on, and what agrees before one is asked for, for the stages that ask."""
+    c = lab.config
+    return {"feedback": c.feedback, **likeness(lab)} | ({"oracle": c.oracle.to_dict()} if c.feedback == "oracle" else {})
+
+
+def prefers(
+    lab: Lab, evaluator: Artifact | None, examples: Sequence[Example], a: Sequence[str], b: Sequence[str]
+) -> Float[np.ndarray, " n"]:
+    """How sure whoever is asked is that `b` is better than `a`, from 0 to 1; an oracle's verdict on b is 1 or 0.
+
+    Where a judge gave no valid verdict it is 0: such a `b` is picked only where there is nothing else.
+    """
+    ids, c = [e.id for e in examples], lab.config
+    if evaluator is None:
+        return (lab.right(b, examples) != judge.flipped(ids, a, b, c.oracle.error, c.seed)).astype(float)
+    comparisons = judge.symmetric_score(score_fn(lab, evaluator), ids, [e.prompt for e in examples], a, b)
+    return np.nan_to_num(judge.scores_of(comparisons), nan=0.0)
 
 
 def win_rates(lab: Lab, answers: Sequence[Answer]) -> Float[np.ndarray, " n"]:

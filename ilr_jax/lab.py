@@ -113,6 +113,12 @@ class Lab:
         """Which labels are right."""
         return self.task.grade([label.text for label in labels], [self.examples[label.example_id] for label in labels])
 
+    def right(self, texts: Sequence[str], examples: Sequence[Example]) -> Bool[np.ndarray, " n"]:
+        """Which texts are right, for oracles and right demonstrations; `feedback.check` refuses them where the task has no grader."""
+        grades = self.task.grade(texts, examples)
+        assert grades is not None
+        return grades
+
     # How answers are made.
 
     def beam(self) -> BeamSettings:
@@ -125,9 +131,9 @@ class Lab:
         c = self.config.decoding
         return SamplingSettings(c.max_new_tokens, temperature, c.top_k or None, c.top_p, n, slots=self.config.compute.slots)
 
-    def decoded(self, how: str) -> BeamSettings | SamplingSettings:
-        """Beam search or one sample, as `decoding.labels` and `decoding.proposals` say."""
-        return self.beam() if how == "beam" else self.sampled(self.config.decoding.temperature)
+    def decoded(self, how: str, n: int = 1) -> BeamSettings | SamplingSettings:
+        """Beam search or `n` samples, as `decoding.labels` and `decoding.proposals` say."""
+        return self.beam() if how == "beam" else self.sampled(self.config.decoding.temperature, n)
 
     # The weak supervisor (paper section 4.1).
 
@@ -141,9 +147,10 @@ class Lab:
         name, how = "weak-labels", self.decoded(self.config.decoding.labels)
         return answer(self.bench, self.model("weak"), name, [self.d2], how, self.weak_supervisor(), purpose=name)
 
-    def test_supervisor(self) -> list[Answer]:
+    def test_supervisor(self) -> tuple[list[Answer], Artifact]:
         """The weak supervisor's own answers to the test split, by beam search: what the strong model has to beat."""
-        return answers_of(answer(self.bench, self.model("weak"), "weak-test", [self.tests], self.beam(), self.weak_supervisor()))
+        artifact = answer(self.bench, self.model("weak"), "weak-test", [self.tests], self.beam(), self.weak_supervisor())
+        return answers_of(artifact), artifact
 
     # Fine-tuning on labels, and the test split.
 
@@ -169,11 +176,15 @@ class Lab:
 
     # What a round leaves behind.
 
-    def audited(self, before: Sequence[Label], after: Sequence[Label], decisions: Sequence[Decision]) -> list[Audit]:
-        """The decisions beside the prompts and grades that the report shows; no grade where there is no reference, or no grader."""
-        examples = [self.examples[label.example_id] for label in before]
-        graded = [self.task.grade(texts, examples) for texts in ([x.text for x in before], [d.proposal for d in decisions])]
+    def audited(self, decisions: Sequence[Decision], rule: str = "replace") -> list[Audit]:
+        """The decisions beside the prompts and grades that the report shows; no grade where there is no reference or grader.
+
+        By the rule 'filter' nothing stands after an accepted one.
+        """
+        examples = [self.examples[d.example_id] for d in decisions]
+        graded = [self.task.grade([getattr(d, side) for d in decisions], examples) for side in ("before", "proposal")]
         was, would = ([None if side is None or e.reference is None else bool(side[i]) for i, e in enumerate(examples)] for side in graded)
+        after = [d.before if not d.accepted else "" if rule == "filter" else d.proposal for d in decisions]
         return audit.audited(decisions, examples, after, was, would)
 
 

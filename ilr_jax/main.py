@@ -11,6 +11,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from ilr_jax import preemption
+from ilr_jax.types import Config
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/, any field of which may be overridden.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the experiment; the same command continues what was interrupted.")
@@ -58,8 +59,22 @@ def parse(argv: list[str]) -> None:
     """Set the flags. ValueError for one that is unknown, missing or bad, and for a field that the config does not have."""
     app.define_help_flags()
     flags.mark_flags_as_required(["config", "workdir"])
+    _set(flags.FLAGS, argv)
+
+
+def config_of(words: Sequence[str]) -> tuple[Config, str]:
+    """(config, workdir) that a run with these flags would have; nothing is run, no flag of this process set. ValueError as by `parse`."""
+    values, argv = flags.FlagValues(), ["ilr run", *words]
+    config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
+    flags.DEFINE_string("workdir", None, "as of a run", flag_values=values)
+    flags.mark_flags_as_required(["config", "workdir"], values)
+    _set(values, argv)
+    return values.config, values.workdir
+
+
+def _set(values: flags.FlagValues, argv: list[str]) -> None:
     try:
-        rest = flags.FLAGS(argv)[1:]
+        rest = values(argv)[1:]
     except flags.Error as error:
         raise ValueError(f"{error}; see --help") from error
     except (AttributeError, KeyError, TypeError) as error:

@@ -25,7 +25,7 @@ def prefer(lab: Lab, policy: Artifact, evaluator: Artifact | None, r: int) -> tu
     answers = answers_of(sampled)
     texts = np.array([a.text for a in answers], object).reshape(len(lab.d2), c.samples).tolist()
     compared = pairs.disjoint_pairs(lab.d2, texts)
-    settings = {"share": c.share, "scoring": c.scoring, "round": r}
+    settings = {"round": r, **feedback.settings(lab)} | ({"share": c.share, "scoring": c.scoring} if evaluator else {})
     inputs = {"samples": sampled.manifest["digest"], **lab.graded}
     inputs |= {"evaluator": evaluator.manifest["digest"]} if evaluator else {}
 
@@ -39,16 +39,19 @@ def prefer(lab: Lab, policy: Artifact, evaluator: Artifact | None, r: int) -> tu
 
 
 def _preferences(lab: Lab, compared: Sequence[tuple[Example, str, str]], evaluator: Artifact | None) -> tuple[list[Pair], Facts]:
-    examples, a, b = (list(column) for column in zip(*compared, strict=True))
+    c, (examples, a, b) = lab.config, (list(column) for column in zip(*compared, strict=True))
+    ids, prompts = [e.id for e in examples], [e.prompt for e in examples]
     a_right, b_right = lab.task.grade(a, examples), lab.task.grade(b, examples)
     if evaluator is None:
-        chosen = pairs.oracle_preferences(compared, a_right, b_right)
-        return chosen, {"compared": len(compared), "preferences": len(chosen)}
-    ids, prompts = [e.id for e in examples], [e.prompt for e in examples]
-    comparisons = judge.symmetric_score(feedback.score_fn(lab, evaluator), ids, prompts, a, b, lab.config.dpo.scoring)
-    right, n = judge.evaluator_accuracy(judge.scores_of(comparisons), a_right, b_right)
-    chosen = pairs.confident_preferences([c for c in comparisons if c], lab.config.seed, lab.config.dpo.share)
-    facts = {"compared": len(compared), "preferences": len(chosen), "unanswered": sum(c is None for c in comparisons)}
+        turned, is_a, is_b = judge.flipped(ids, a, b, c.oracle.error, c.seed), lab.right(a, examples), lab.right(b, examples)
+        said_a, said_b = np.where(turned, is_b, is_a), np.where(turned, is_a, is_b)
+        scores, chosen = 0.5 + (said_b.astype(float) - said_a) / 2, pairs.oracle_preferences(compared, said_a, said_b)
+    else:
+        comparisons = judge.symmetric_score(feedback.score_fn(lab, evaluator), ids, prompts, a, b, c.dpo.scoring)
+        answered = [x for x in comparisons if x is not None]
+        scores, chosen = judge.scores_of(comparisons), pairs.confident_preferences(answered, c.seed, c.dpo.share)
+    right, n = judge.evaluator_accuracy(scores, a_right, b_right)
+    facts = {"compared": len(compared), "preferences": len(chosen), "unanswered": int(np.isnan(scores).sum())}
     return chosen, {**facts, "evaluator_accuracy": right, "evaluator_pairs": n}
 
 

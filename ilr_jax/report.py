@@ -19,7 +19,7 @@ from ilr_jax.files import encode, explained, read_json, read_rows, write_bytes
 from ilr_jax.types import Audit, Label
 
 BASELINE = "sft"
-RIVALS = ("dpo", "naive", "sft")  # what ILR is compared with
+RIVALS = ("dpo", "dpo_pairs", "sft_chosen", "naive", "sft")  # what ILR is compared with
 FIELDS = (
     "test_accuracy",
     "test_interval",
@@ -170,7 +170,8 @@ def _run(workdir: str | Path, method: str, seed: int) -> Row:
 
 
 def _provenance(label: Label, decisions: Sequence[Audit]) -> Row:
-    last = ([row for row in decisions if row.accepted] or decisions)[-1]
+    made = [row for row in decisions if row.accepted and row.round == label.round and label.source == "proposal"]
+    last = (made or [row for row in decisions if not row.accepted] or decisions)[-1]
     row = {"example_id": label.example_id, "prompt": last.prompt, "text": label.text, "source": label.source, "round": label.round}
     row |= {"decided": last.round, "decision": "accepted" if last.accepted else "kept"}
     return row | {name: getattr(last, name) for name in ("accept", "reject", "score", "threshold", "reason")}

@@ -23,7 +23,7 @@ Round = Mapping[str, Any]
 BLANK = dict.fromkeys(
     ("label_accuracy", "labels", "label_file", "evaluator_accuracy", "evaluator_pairs", "agreed", "unread", "compared", "preferences")
     + ("replaced", "threshold", "flows", "audit", "supervisor_accuracy")
-    + ("test_accuracy", "test_interval", "test_size", "test_right", "test_measure", "unanswered", "answers")
+    + ("test_accuracy", "test_interval", "test_size", "test_right", "test_measure", "unanswered", "answers", "other_accuracies")
 )
 
 
@@ -37,13 +37,14 @@ def refined(lab: Lab, method: str) -> Iterator[tuple[int, list[Label], Round]]:
     """The labels of every round, the first ones as round 0: fold models propose for each other's part, then labels are replaced."""
     labels, facts = demos.first_labels(lab)
     yield 0, labels, facts
-    judge = feedback.comparer(lab) if method == "ilr" else None
+    judge = feedback.source(lab) if method == "ilr" else None
     matched = method == "naive" and lab.config.naive.match_count
     counts = [facts.get("replaced") for _, _, facts in refined(lab, "ilr")] if matched else []
     for r in range(1, lab.config.rounds + 1):
-        proposals = refinement.propose(lab, labels, r)
+        candidates = refinement.propose(lab, labels, r)
+        proposals, asked = refinement.choose(lab, method, labels, candidates, judge, r)
         labels, facts = refinement.refine(lab, method, labels, proposals, judge, r, counts[r] if matched else None)
-        yield r, labels, facts
+        yield r, labels, facts if asked is None else {**facts, "compared": asked}  # the round asks again about what was picked
 
 
 def ilr(lab: Lab) -> Iterator[Round]:
@@ -63,14 +64,52 @@ def dpo(lab: Lab) -> Iterator[Round]:
     labels, facts = demos.first_labels(lab)
     policy = lab.fine_tune(labels)
     yield _measured(lab, 0, policy, labels=labels, **facts)
-    judge = feedback.comparer(lab)
+    judge = feedback.source(lab)
     for r in range(1, lab.config.rounds + 1):
         preferences, facts = preference.prefer(lab, policy, judge, r)
         policy = preference.optimise(lab, policy, preferences)
         yield _measured(lab, r, policy, **facts)
 
 
-METHODS = {"sft": sft, "ilr": ilr, "naive": naive, "dpo": dpo}
+def sft_chosen(lab: Lab) -> Iterator[Round]:
+    """DPO's comparisons without DPO: each round samples, compares, and fine-tunes from the base on the answers that are preferred."""
+    labels, facts = demos.first_labels(lab)
+    policy = lab.fine_tune(labels)
+    yield _measured(lab, 0, policy, labels=labels, **facts)
+    judge = feedback.source(lab)
+    for r in range(1, lab.config.rounds + 1):
+        preferences, facts = preference.prefer(lab, policy, judge, r)
+        chosen = [Label(pair.example_id, pair.better, "sample", r) for pair in preferences]
+        policy = lab.fine_tune(chosen) if chosen else policy
+        yield _measured(lab, r, policy, labels=chosen or None, **facts)
+
+
+def dpo_pairs(lab: Lab) -> Iterator[Round]:
+    """DPO on the comparisons of ILR, label against proposal, round by round: the same feedback, spent on the model, not on the data."""
+    policy = None
+    for r, labels, facts in refined(lab, "ilr"):
+        if policy is None:
+            policy = lab.fine_tune(labels)
+            yield _measured(lab, 0, policy, labels=labels, **facts)
+            continue
+        preferences = refinement.preferences(lab, facts)
+        policy = preference.optimise(lab, policy, preferences)
+        kept = {name: facts[name] for name in ("agreed", "unread", "compared", "evaluator_accuracy", "evaluator_pairs")}
+        yield _measured(lab, r, policy, **kept, preferences=len(preferences))
+
+
+def weak(lab: Lab) -> Iterator[Round]:
+    """The supervisors alone: the weak model on the test split, its labels, and the evaluator on comparisons held out from its training."""
+    labels, facts = demos.first_labels(lab)
+    row = _row(lab, 0, lab.weak_supervisor(), lab.test_supervisor() if lab.tests else None, labels)
+    if judge := feedback.source(lab):
+        held_out = judge.manifest["metrics"]
+        row |= {"evaluator_accuracy": held_out["validation_accuracy"], "evaluator_pairs": held_out["held_out"]}
+    yield {**row, **facts}
+
+
+METHODS = {"sft": sft, "ilr": ilr, "naive": naive, "dpo": dpo, "sft_chosen": sft_chosen, "dpo_pairs": dpo_pairs, "weak": weak}
+ONE_ROUND = ("sft", "weak")
 
 
 def run(config: Config, workdir: str | Path) -> None:
@@ -89,8 +128,7 @@ def run(config: Config, workdir: str | Path) -> None:
     lab = Lab(config, Path(workdir))
     lab.check()  # before the workdir is claimed: what fails on bad input must not stand in the way of the corrected command
     feedback.check(lab)
-    how = (f"compute.{name}" for name in config.compute if name != "dtype")
-    claim(workdir, _resolved(lab), ignore=("method", "seed", "sharding", *feedback.NO_VERDICT, *how))
+    claim(workdir, _resolved(lab), ignore=settings.incidental(config))
     for number, name in enumerate(names, 1):
         _record(lab, name, f"[{number}/{len(names)}] {name}")
 
@@ -117,7 +155,7 @@ def _record(lab: Lab, name: str, title: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     old = read_json(path) if path.exists() else {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "rounds": []}
     lab.bench.spent.clear()
-    steps, done, total = METHODS[name](lab), [], 1 if name == "sft" else lab.config.rounds + 1
+    steps, done, total = METHODS[name](lab), [], 1 if name in ONE_ROUND else lab.config.rounds + 1
     for r in range(total):
         lab.bench.place = f"{title}, round {r}"
         facts, before = next(steps), sum(row["seconds"] for row in done)
@@ -137,21 +175,22 @@ def _line(facts: Round) -> str:
 
 
 def _measured(lab: Lab, r: int, model: Artifact, labels: list[Label] | None = None, **facts: Any) -> Round:
-    """A round's row: the model (in round 0 the supervisor too) on the test split, the labels against the references, facts.
+    """A round's row: the model (in round 0 the supervisor too) on the test split, the labels against the references, facts."""
+    return _row(lab, r, model, lab.test(model) if lab.tests else None, labels) | facts
 
-    What cannot be known is null: there may be no test split, and no reference for any label.
-    """
-    row = {**BLANK, "round": r, "model": lab.relative(model, ""), **(_tested(lab, model) if lab.tests else {})}
-    if r == 0 and lab.tests and lab.config.demos != "given":
-        row["supervisor_accuracy"] = float(np.nanmean(_worth(lab, lab.test_supervisor())))
+
+def _row(lab: Lab, r: int, model: Artifact, tested: tuple[list[Answer], Artifact] | None, labels: list[Label] | None) -> dict[str, Any]:
+    """What cannot be known is null: there may be no test split, and no reference for any label."""
+    row = {**BLANK, "round": r, "model": lab.relative(model, ""), **(_test_row(lab, *tested) if tested else {})}
+    if r == 0 and tested and lab.config.demos != "given":
+        row["supervisor_accuracy"] = float(np.nanmean(_worth(lab, lab.test_supervisor()[0])))
     if labels is not None:
         grades = lab.grade_labels(lab.known(labels))
         row |= {"label_accuracy": float(np.mean(grades)) if grades is not None and len(grades) else None, "labels": len(labels)}
-    return row | facts
+    return row
 
 
-def _tested(lab: Lab, model: Artifact) -> Round:
-    answers, artifact = lab.test(model)
+def _test_row(lab: Lab, answers: list[Answer], artifact: Artifact) -> Round:
     worth = _worth(lab, answers)
     told = worth[~np.isnan(worth)]  # a judge may leave an answer without a verdict
     interval = metrics.bootstrap_interval(told, lab.config.seed)

@@ -12,13 +12,13 @@ from ilr_jax.tasks import FACTORIES, GRADERS
 from ilr_jax.tasks.graders import FUNCTION
 from ilr_jax.types import Config
 
-METHODS = ("sft", "ilr", "naive", "dpo")
+METHODS = ("sft", "ilr", "naive", "dpo", "sft_chosen", "dpo_pairs", "weak")
 OPTIMIZERS = ("adamw", "adafactor", "rmsprop")
 CHOICES = {
     "feedback": ("evaluator", "oracle", "judge"),
     "judge.kind": ("endpoint", "model", "evaluator"),
     "embed.kind": ("local", "endpoint"),
-    "demos": ("weak", "correct", "given"),
+    "demos": ("weak", "correct", "gold", "given"),
     "given": ("untrusted", "all"),
     "alpha_of": ("disagreeing", "all", "none"),
     "task.name": tuple(FACTORIES),
@@ -29,6 +29,10 @@ CHOICES = {
     "decoding.length_rule": ("total", "generated"),
     "dpo.scoring": ("symmetric", "released"),
     "dpo.reference": ("previous", "base"),
+    "dpo.loss": ("sigmoid", "ipo", "robust", "hinge"),
+    "refine.proposer": ("cross", "same", "ensemble"),
+    "refine.pick": ("log_prob", "feedback"),
+    "refine.rule": ("replace", "filter", "add"),
     "compute.dtype": ("auto", "float32", "bfloat16"),
     "compute.attention": ("gemm", "xla", "cudnn"),
     "compute.remat": ("none", "dots", "full"),
@@ -41,10 +45,11 @@ BOUNDS: dict[str, tuple[int | float, int | float]] = {
     **dict.fromkeys(("task.train_examples", "task.test_examples", "task.seed"), NOT_NEGATIVE),
     **{f"{section}.epochs": COUNT for section in ("weak", "strong", "evaluator", "dpo")},
     **{f"{section}.learning_rate": NOT_NEGATIVE for section in ("weak", "strong", "evaluator", "dpo")},
-    **dict.fromkeys(("alpha", "sft.warmup", "evaluator.validation", "dpo.share"), SHARE),
+    **dict.fromkeys(("alpha", "demos_error", "oracle.error", "sft.warmup", "evaluator.validation", "dpo.share"), SHARE),
     **dict.fromkeys(("sft.batch", "evaluator.batch", "dpo.batch", "evaluator.patience", "evaluator.checkpoints"), COUNT),
     **dict.fromkeys(("sft.max_length", "dpo.samples"), (2, inf)),
-    **dict.fromkeys(("lora.rank", "decoding.beams", "decoding.max_new_tokens"), COUNT),
+    "dpo.smoothing": (0, 0.5),
+    **dict.fromkeys(("refine.samples", "lora.rank", "decoding.beams", "decoding.max_new_tokens"), COUNT),
     **dict.fromkeys(("lora.alpha", "dpo.beta"), POSITIVE),
     "judge.top_logprobs": (0, 20),
     "judge.max_invalid": SHARE,
@@ -79,6 +84,12 @@ def _grader(config: Config) -> list[str]:
     return [] if known else [_choice("task.grader", got, wanted)]
 
 
+def incidental(config: Config) -> tuple[str, ...]:
+    """The fields in which runs of one workdir may differ: methods and seeds have their own records, the rest changes no result."""
+    endpoints = ("endpoint", *(f"{section}.{name}" for section in ("judge", "embed") for name in ("base_url", "key_name")))
+    return ("method", "seed", "sharding", *endpoints, *(f"compute.{name}" for name in config.compute if name != "dtype"))
+
+
 def _value(config: Config, name: str) -> Any:
     for part in name.split("."):
         config = config[part]
@@ -100,7 +111,22 @@ def _together(config: Config) -> Iterator[str]:
     """Faults of fields that must fit each other."""
     if config.dpo.samples % 2:
         yield f"dpo.samples: wanted an even number, to pair them; got {config.dpo.samples}"
+    if config.demos_error and config.demos != "gold":
+        yield f"demos_error: wanted 0 unless demos='gold', whose references it corrupts; got {config.demos_error} with {config.demos!r}"
+    if config.oracle.error and config.feedback != "oracle":
+        yield f"oracle.error: wanted 0 unless feedback='oracle', whose verdicts it turns round; got {config.oracle.error}"
+    if config.refine.samples > 1 and config.decoding.proposals == "beam":
+        yield f"refine.samples: wanted 1 with decoding.proposals='beam', which gives one answer, or 'sample'; got {config.refine.samples}"
+    if config.dpo.smoothing and config.dpo.loss not in ("sigmoid", "robust"):
+        yield f"dpo.smoothing: wanted 0 with dpo.loss={config.dpo.loss!r}, or the loss sigmoid or robust; got {config.dpo.smoothing}"
+    if config.dpo.loss == "robust" and config.dpo.smoothing == 0.5:
+        yield "dpo.smoothing: wanted less than 0.5 with dpo.loss='robust', which divides by 1 - 2 * smoothing; got 0.5"
     at_once = "compute.beam_batch" if config.decoding.proposals == "beam" else "compute.slots"
-    for rows, needed in (("compute.slots", "evaluator.checkpoints"), ("compute.slots", "dpo.samples"), (at_once, "folds")):
+    for rows, needed in (
+        ("compute.slots", "evaluator.checkpoints"),
+        ("compute.slots", "dpo.samples"),
+        ("compute.slots", "refine.samples"),
+        (at_once, "folds"),
+    ):
         if _value(config, rows) < _value(config, needed):
             yield f"{rows}: wanted at least {needed}={_value(config, needed)}, which share them; got {_value(config, rows)}"

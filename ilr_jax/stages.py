@@ -251,10 +251,11 @@ def answers_of(artifact: Artifact) -> list[Answer]:
 
 
 def optimise(bench: Bench, model: Model, policy: Artifact, chosen: Sequence[Pair]) -> Artifact:
-    """DPO: the adapter of `policy` trained on; the reference is that adapter as it was, or the bare base (`dpo.reference`)."""
+    """DPO by `dpo.loss`: the adapter of `policy` trained on; the reference is that adapter as it was, or the base (`dpo.reference`)."""
     section = bench.config.dpo
     optimizer = bench.optimizer(section)
     settings = {"optimizer": asdict(optimizer), "epochs": section.epochs, "batch": section.batch, "beta": section.beta}
+    settings |= {"loss": section.loss, "smoothing": section.smoothing}
     settings |= {"lora": asdict(bench.lora), "max_length": bench.config.sft.max_length, "reference": section.reference}
     reference = _reference(bench, model, policy, chosen)
 
@@ -267,7 +268,8 @@ def optimise(bench: Bench, model: Model, policy: Artifact, chosen: Sequence[Pair
         epochs = Epochs((len(data),), section.batch, section.epochs, bench.config.seed)
         at = batches.preferences(data, epochs, pad, bench.config.sft.max_length, bench.rows(section.batch))
         begin = state.init(start, optimizer, epochs.totals, layout=bench.layout)
-        done = fit(bench, "dpo", folder, steps.dpo_step(setup, optimizer, section.beta), begin, model.params, at, epochs.steps)
+        step = steps.dpo_step(setup, optimizer, section.beta, section.loss, section.smoothing)
+        done = fit(bench, "dpo", folder, step, begin, model.params, at, epochs.steps)
         checkpoint.save_tree(folder / ADAPTERS, done.state.trainable)
         return {"pairs": len(chosen), "steps": epochs.steps}
 

@@ -40,24 +40,12 @@ ARROWS = {
     "preference": {"feedback", "files", "lab", "refine", "stages", "types"},
     "rounds": {"demos", "feedback", "files", "lab", "metrics", "preference", "refinement", "settings", "store", "types"},
     "export": {"files", "models", "roles", "stages", "store"},
-    "main": {"hosts", "preemption", "rounds"},
-    "cli": {"main", "report", "export", "files", "store", "types"},
+    "main": {"hosts", "preemption", "rounds", "types"},
+    "sweep": {"files", "main", "report", "settings", "store", "types"},
+    "cli": {"main", "sweep", "report", "export", "files", "store", "types"},
 }
-WITHOUT_JAX = {
-    "types",
-    "files",
-    "preemption",
-    "progress",
-    "store",
-    "metrics",
-    "batches",
-    "tasks",
-    "settings",
-    "refine",
-    "page",
-    "report",
-    "services",
-}
+WITHOUT_JAX = {"types", "files", "preemption", "progress", "store", "metrics", "batches", "tasks", "settings", "refine", "page", "report"}
+WITHOUT_JAX |= {"services", "sweep"}
 
 
 def room_of(path: Path) -> str:

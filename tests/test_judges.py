@@ -147,7 +147,7 @@ def test_a_run_with_one_of_our_models_as_judge(saferpaca, workdir, tmp_path):
         ({"judge__kind": "endpoint", "judge__base_url": "https://u:p@h/v1", "judge__key_name": ""}, "base_url for h: wanted no user"),
         ({"embed__kind": "endpoint", "embed__key_name": "NO_SUCH_KEY"}, "environment variable NO_SUCH_KEY"),
         ({"feedback": "oracle"}, "task.name='saferpaca' has no grader, which feedback='oracle'"),
-        ({"demos": "correct"}, "and demos='correct' need"),
+        ({"demos": "correct"}, "demos='correct' and demos_error need"),
         (
             {"feedback": "judge", "judge__kind": "model", "judge__model": "gemma", "decoding__max_new_tokens": 300},
             r"may take \d+ tokens, wanted at most the context",

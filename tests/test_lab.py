@@ -38,8 +38,8 @@ def test_a_proposal_that_may_not_be_trained_on_is_one_all_the_same(tiny_config, 
         "ilr_jax.refinement.answers_of", lambda groups: [_answer(Label(e.id, "no number", "weak")) for g in groups for e in g]
     )
     monkeypatch.setattr(feedback, "score_fn", lambda *_: lambda requests: [0.6 + (r[1] > r[2]) * 0.1 for r in requests])
-    proposals = refinement.propose(lab, labels, 1)
-    assert proposals == ["no number"] * len(labels)
+    proposals, asked = refinement.choose(lab, "ilr", labels, refinement.propose(lab, labels, 1), POLICY, 1)
+    assert proposals == ["no number"] * len(labels) and asked is None
     labels[0] = Label(labels[0].example_id, "none here either", "weak")
     proposals[1] = labels[1].text
     proposals[2] = " "
@@ -53,7 +53,7 @@ def test_without_a_preference_the_policy_stays(tiny_config, tmp_path):
     lab, _ = _labs(tiny_config, tmp_path)
     policy = Artifact("", "", {})
     chosen, facts = preference._preferences(lab, [(example, "same", "same") for example in lab.d2], evaluator=None)
-    assert chosen == [] and facts == {"compared": len(lab.d2), "preferences": 0}
+    assert chosen == [] and (facts["compared"], facts["preferences"], facts["evaluator_pairs"]) == (len(lab.d2), 0, 0)
     assert preference.optimise(lab, policy, chosen) is policy
 
 
@@ -72,7 +72,7 @@ def test_folds_are_proposed_for_by_models_that_have_not_seen_them(tiny_config, t
     prompts = [{prompt for prompt, _ in data} for data in seen]
     for known, group in zip(prompts, asked, strict=True):
         assert not known & {example.prompt for example in group} and len(known) == 8 and len(group) == 4
-    assert proposals == [f"#### {label.example_id[-5:]}" for label in labels]
+    assert [[given.text for given in some] for some in proposals] == [[f"#### {label.example_id[-5:]}"] for label in labels]
 
 
 def test_each_round_draws_its_own_samples_and_beams_are_shared(tiny_config, tmp_path, monkeypatch):
@@ -100,7 +100,8 @@ def test_oracle_feedback_and_correct_demonstrations(tiny_config, tmp_path, monke
     wrong = [Label(label.example_id, "#### 123456", "weak") for label in gold]
     labels, facts = refinement.refine(lab, "ilr", wrong, [x.text if i % 2 else "#### 7654321" for i, x in enumerate(gold)], None, 1, None)
     assert [label.text for label in labels] == [gold[i].text if i % 2 else "#### 123456" for i in range(len(gold))]
-    assert facts["replaced"] == facts["flows"]["wrong_to_right"] == len(gold) // 2 and facts["evaluator_accuracy"] is None
+    assert facts["replaced"] == facts["flows"]["wrong_to_right"] == len(gold) // 2
+    assert (facts["evaluator_accuracy"], facts["evaluator_pairs"]) == (1.0, len(gold) // 2)
     mixed = [gold[i] if i % 3 else wrong[i] for i in range(len(gold))]
     monkeypatch.setattr(Lab, "weak_labels", lambda self: Artifact("", "", {"digest": "d"}))
     monkeypatch.setattr("ilr_jax.demos.answers_of", lambda _: [_answer(label) for label in mixed])
@@ -183,12 +184,13 @@ def test_a_role_is_trained_with_its_own_settings(tiny_config, tmp_path, monkeypa
 def test_dpo_is_trained_with_its_own_settings(lab, monkeypatch):
     section = lab.config.dpo
     section.beta, section.learning_rate, section.batch, section.epochs, section.share = 0.7, 0.123, 3, 4, 0.5
+    section.loss, section.smoothing = "robust", 0.2
     monkeypatch.setattr(stages, "load_adapters", lambda *_: {"adapters": {"b": np.zeros((1, 2), np.float32)}})
     monkeypatch.setattr(stages, "_reference", lambda *_: [[0.0] * 9] * 2)
     chosen = [Pair(str(i), "q", "a", "b") for i in range(9)]
     monkeypatch.setattr(stages.batches, "preferences", lambda *_: None)
-    (_, optimizer, beta), _ = caught(monkeypatch, "ilr_jax.stages.steps.dpo_step", lambda: preference.optimise(lab, POLICY, chosen))
-    assert (optimizer.name, optimizer.learning_rate, beta) == ("rmsprop", 0.123, 0.7)
+    (_, optimizer, *loss), _ = caught(monkeypatch, "ilr_jax.stages.steps.dpo_step", lambda: preference.optimise(lab, POLICY, chosen))
+    assert (optimizer.name, optimizer.learning_rate, *loss) == ("rmsprop", 0.123, 0.7, "robust", 0.2)
     (_, epochs, *_), _ = caught(monkeypatch, "ilr_jax.stages.batches.preferences", lambda: preference.optimise(lab, POLICY, chosen))
     assert (epochs.sizes, epochs.batch, epochs.epochs) == ((9,), 3, 4)
     monkeypatch.setattr(feedback, "score_fn", lambda self, evaluator: lambda requests: np.arange(len(requests)) / len(requests))

@@ -141,7 +141,10 @@ def test_several_processes_get_the_signal_and_give_their_code(copy, code):
         while (not copy.recorded.exists() or copy.recorded.read_text().count("\n") < 2) and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == code
+        try:
+            assert process.wait(60) == code
+        finally:
+            process.kill()
 
 
 def test_slurm(copy):

@@ -69,7 +69,7 @@ def test_demonstrations_with_references_are_refined_by_an_oracle(own, tmp_path):
     rounds.run(config, tmp_path / "run")
     ((first, last),) = [read_json(path)["rounds"] for path in (tmp_path / "run" / "runs").glob("*.json")]
     assert first["label_accuracy"] == 0.5 and first["supervisor_accuracy"] is None and first["test_size"] == last["test_size"] == 4
-    assert last["flows"]["right_to_wrong"] == 0 and last["evaluator_accuracy"] is None
+    assert last["flows"]["right_to_wrong"] == 0 and last["evaluator_accuracy"] == 1.0  # who is asked is an oracle
 
 
 def test_labels_of_which_some_have_references_are_graded_where_they_have_one(own, tmp_path):

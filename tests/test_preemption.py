@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -66,6 +65,8 @@ def test_a_second_notice_ends_on_the_spot():
         assert process.stdout and process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGTERM)
         assert process.stdout.readline() == "noticed\n"
-        start = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == -signal.SIGTERM and time.monotonic() - start < 30
+        try:
+            assert process.wait(60) == -signal.SIGTERM
+        finally:
+            process.kill()

@@ -161,7 +161,7 @@ def test_another_config_is_refused_but_another_method_or_seed_is_not(finished, t
 
 def test_unknown_method_is_refused(tiny_config, tmp_path):
     tiny_config.method = "ilr,sfd"
-    with pytest.raises(ValueError, match="some of sft, ilr, naive, dpo; got .sfd."):
+    with pytest.raises(ValueError, match="some of sft, ilr, naive, dpo, sft_chosen, dpo_pairs, weak; got .sfd."):
         rounds.run(tiny_config, tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -8,6 +8,8 @@ from configs import base
 from ilr_jax import rounds, settings, tasks
 from ilr_jax.models.attention import Implementation
 from ilr_jax.models.decoder import Remat
+from ilr_jax.refine.select import RULES
+from ilr_jax.train.losses import PREFERENCE_LOSSES
 from ilr_jax.train.optimizer import TRANSFORMS
 
 
@@ -20,7 +22,7 @@ def changed(**fields):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("method", "ilr,sfd", "some of sft, ilr, naive, dpo; got 'sfd'; did you mean 'sft'"),
+        ("method", "ilr,sfd", "some of sft, ilr, naive, dpo, sft_chosen, dpo_pairs, weak; got 'sfd'; did you mean 'sft'"),
         ("method", "", "some of sft.*got ''"),
         ("feedback", "evalutor", "one of evaluator, oracle, judge; got 'evalutor'; did you mean 'evaluator'"),
         ("demos", "corect", "did you mean 'correct'"),
@@ -63,6 +65,15 @@ def changed(**fields):
         ("dpo__samples", 5, "an even number"),
         ("dpo__share", 15.0, "0 to 1"),
         ("sharding__fsdp", -1, "at least 0; got -1"),
+        ("dpo__loss", "sigmod", "did you mean 'sigmoid'"),
+        ("dpo__smoothing", 0.6, "0 to 0.5; got 0.6"),
+        ("refine__proposer", "crossed", "did you mean 'cross'"),
+        ("refine__pick", "best", "log_prob, feedback"),
+        ("refine__rule", "replaces", "did you mean 'replace'"),
+        ("refine__samples", 0, "at least 1"),
+        ("refine__samples", 4, "wanted 1 with decoding.proposals='beam'"),
+        ("demos_error", 0.1, "wanted 0 unless demos='gold'"),
+        ("oracle__error", 0.1, "wanted 0 unless feedback='oracle'"),
         ("compute__slots", 4, "compute.slots: wanted at least evaluator.checkpoints=10"),
         ("compute__beam_batch", 1, "compute.beam_batch: wanted at least folds=2"),
     ],
@@ -95,8 +106,18 @@ def test_every_task_has_its_own_graders():
     assert tasks.GRADERS.keys() == tasks.FACTORIES.keys()
 
 
+@pytest.mark.parametrize(
+    ("loss", "smoothing", "message"), [("ipo", 0.1, "wanted 0 with dpo.loss='ipo'"), ("robust", 0.5, "wanted less than 0.5")]
+)
+def test_smoothing_belongs_to_two_losses(loss, smoothing, message):
+    settings.check(changed(dpo__loss="robust", dpo__smoothing=0.4))
+    with pytest.raises(ValueError, match=message):
+        settings.check(changed(dpo__loss=loss, dpo__smoothing=smoothing))
+
+
 def test_the_table_is_that_of_the_code_and_names_fields_of_the_config():
     assert tuple(rounds.METHODS) == settings.METHODS and tuple(TRANSFORMS) == settings.OPTIMIZERS
     assert settings.CHOICES["compute.attention"] == get_args(Implementation) and settings.CHOICES["compute.remat"] == get_args(Remat)
+    assert settings.CHOICES["dpo.loss"] == tuple(PREFERENCE_LOSSES) and settings.CHOICES["refine.rule"] == RULES
     config = base.get_config()
     assert settings.check(config) == ["ilr"] and all(settings._value(config, name) is not None for name in settings.BOUNDS)

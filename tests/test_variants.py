@@ -62,9 +62,9 @@ def test_the_oracle_accepts_what_is_right(variant):
     found = variant(method="ilr,dpo", feedback="oracle")
     first, ilr = found["ilr"]
     flows = ilr["flows"]
-    assert ilr["replaced"] == flows["wrong_to_right"] + flows["right_to_right"] > 2 and ilr["evaluator_accuracy"] is None
+    assert ilr["replaced"] == flows["wrong_to_right"] + flows["right_to_right"] > 2 and ilr["evaluator_accuracy"] == 1.0
     assert ilr["label_accuracy"] > first["label_accuracy"]
-    assert 0 < found["dpo"][1]["preferences"] < found["dpo"][1]["compared"] and found["dpo"][1]["evaluator_accuracy"] is None
+    assert 0 < found["dpo"][1]["preferences"] < found["dpo"][1]["compared"] and found["dpo"][1]["evaluator_accuracy"] == 1.0
 
 
 def test_a_capped_oracle_accepts_its_share(variant):

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from ilr_jax.refine import judge, select
-from ilr_jax.types import Audit, Decision, Example, Label
+from ilr_jax.types import Audit, Decision, Example
 
 
 def audited(
     decisions: Iterable[Decision],
     examples: Iterable[Example],
-    after: Iterable[Label],
+    after: Iterable[str],
     before_correct: Iterable[bool | None],
     proposal_correct: Iterable[bool | None],
 ) -> list[Audit]:
@@ -23,17 +23,18 @@ def audited(
     rows = zip(decisions, examples, after, before_correct, proposal_correct, strict=True)
     return [
         Audit(
-            d.example_id, d.round, e.prompt, d.before, d.proposal, label.text, d.accepted, d.reason,
+            d.example_id, d.round, e.prompt, d.before, d.proposal, text, d.accepted, d.reason,
             d.accept, d.reject, d.score, d.threshold, right, better if d.proposal else None,
         )
-        for d, e, label, right, better in rows
+        for d, e, text, right, better in rows
     ]  # fmt: skip
 
 
-def facts(method: str, audit: Sequence[Audit]) -> dict[str, Any]:
+def facts(method: str, audit: Sequence[Audit], rule: str = "replace") -> dict[str, Any]:
     """What a round did, in numbers; agreed, unread and compared labels are all labels, but for naive, which looks at none.
 
-    Flows are those of the labels with a reference, null if there are none.
+    Flows are those of the labels with a reference, null if there are none. `replaced` counts accepted proposals, whatever the rule made of
+    them; by 'filter' no label becomes another, so there are no flows.
     """
     agreed, unread = (sum(row.reason == select.REASONS[how] for row in audit) for how in ("agrees", "unread"))
     asked = [row for row in audit if row.score is not None]
@@ -50,5 +51,5 @@ def facts(method: str, audit: Sequence[Audit]) -> dict[str, Any]:
         "threshold": asked[0].threshold if asked else None,
         "evaluator_accuracy": right,
         "evaluator_pairs": n,
-        "flows": select.label_flows(*flags) if known else None,
+        "flows": select.label_flows(*flags) if known and rule != "filter" else None,
     }

@@ -1,7 +1,8 @@
 """Comparisons: the evaluator asked in both orders, so that its liking for a place cancels; and how often it is right.
 
-Not here: the evaluator's prompt, its model, and what a score leads to. Every method that compares goes through `symmetric_score`.
-From: paper section 3; `scoring='released'` from dpo.py of the authors' code (github.com/HelloElwin/iterative-label-refinement, d1a2a27).
+Not here: the evaluator's prompt, its model, and what a score leads to. Every method that compares goes through `symmetric_score`; an
+oracle, who grades, errs by `flipped`. From: paper section 3; `scoring='released'` from dpo.py of the authors' code
+(github.com/HelloElwin/iterative-label-refinement, d1a2a27); an oracle of a given error rate is ours.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from ilr_jax.refine.split import uniform
 from ilr_jax.types import Comparison
 
 ScoreFn = Callable[[Sequence[tuple[str, str, str]]], Any]
@@ -52,6 +54,16 @@ def symmetric_score(
 def scores_of(comparisons: Sequence[Comparison | None]) -> Float[np.ndarray, " N"]:
     """The scores, NaN where there is no comparison."""
     return np.array([np.nan if c is None else c.score for c in comparisons], np.float64)
+
+
+def flipped(ids: Sequence[str], a: Sequence[str], b: Sequence[str], error: float, seed: int) -> Bool[np.ndarray, " N"]:
+    """Which verdicts on answers `a` and `b` an oracle that errs with probability `error` turns round.
+
+    Drawn once for a question and two answers: the same whenever, in whichever order and beside whatever else they are compared, as an
+    annotator's mistakes would be. What is turned round at one rate is so at every higher one. ValueError for lists of unequal length.
+    """
+    rows = zip(ids, a, b, strict=True)
+    return np.array([uniform(seed, "flipped", i, *sorted((x, y))) < error for i, x, y in rows], bool)
 
 
 def evaluator_accuracy(

@@ -13,7 +13,7 @@ from jaxtyping import Bool
 
 from ilr_jax.refine.select import share_of
 from ilr_jax.refine.split import shuffled, uniform
-from ilr_jax.types import Comparison, Example, Pair
+from ilr_jax.types import Audit, Comparison, Example, Pair
 
 REJECT, ACCEPT = 0, 1
 GENERAL, SAFETY = "general", "safety"  # values of the tag `category` of examples
@@ -106,6 +106,13 @@ def oracle_preferences(pairs: Sequence[tuple[Example, str, str]], a_right: Bool[
             better, worse = (b, a) if b_is else (a, b)
             preferences.append(Pair(example.id, example.prompt, better, worse, "oracle"))
     return preferences
+
+
+def decisive_preferences(asked: Sequence[Audit]) -> list[Pair]:
+    """What an oracle said of (label, proposal) pairs with exactly one right answer; its verdict may be wrong."""
+    decisive = [row for row in asked if bool(row.before_correct) != bool(row.proposal_correct)]
+    sides = [(row.proposal, row.before) if row.score == 1 else (row.before, row.proposal) for row in decisive]
+    return [Pair(row.example_id, row.prompt, *side, "oracle") for row, side in zip(decisive, sides, strict=True)]
 
 
 def _question_pairs(example: Example, reference: str, right: list[str], wrong: list[str], seed: int) -> list[Pair]:

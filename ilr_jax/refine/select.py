@@ -45,6 +45,7 @@ def threshold(scores: Float[Any, " N"], alpha: float, alpha_of: str = "disagreei
     return max(0.5, float(np.quantile(scores, 1 - alpha)))
 
 
+RULES = ("replace", "filter", "add")
 REASONS: dict[Standing, str] = {"unread": "the proposal is empty", "agrees": "agrees with the label", "disagrees": "not judged"}
 
 
@@ -61,12 +62,28 @@ def judged(comparison: Comparison, limit: float, round: int) -> Decision:
     return Decision(c.example_id, round, c.a, c.b, accepted, reason, c.accept, c.reject, c.score, limit)
 
 
-def relabel(labels: Sequence[Label], decisions: Sequence[Decision]) -> list[Label]:
-    """The labels of the next round: the proposal where it was accepted, else the label as it was."""
-    return [
-        Label(label.example_id, decision.proposal, "proposal", decision.round) if decision.accepted else label
-        for label, decision in zip(labels, decisions, strict=True)
-    ]
+def newest(labels: Sequence[Label]) -> list[Label]:
+    """The last label of every question, in the order in which the questions first appear; only the rule 'add' leaves others beside it."""
+    return list({label.example_id: label for label in labels}.values())
+
+
+def relabel(labels: Sequence[Label], decisions: Sequence[Decision], rule: str = "replace") -> list[Label]:
+    """The labels of the next round, from one decision per question, about its newest label.
+
+    An accepted proposal, by `rule`: 'replace' (one for one, as published) takes the label's place; 'filter' only drops the label;
+    'add' stands beside it, as the question's newest label. ValueError for another rule, or for questions that are not the decisions'.
+    """
+    if rule not in RULES:
+        raise ValueError(f"wanted the rule {', '.join(RULES)}, got {rule!r}")
+    current = newest(labels)
+    if [label.example_id for label in current] != [decision.example_id for decision in decisions]:
+        raise ValueError(f"wanted one decision for each of {len(current)} questions in their order, got {len(decisions)} or another order")
+    made = {d.example_id: Label(d.example_id, d.proposal, "proposal", d.round) for d in decisions if d.accepted}
+    if rule == "add":
+        return [*labels, *made.values()]
+    if rule == "filter":
+        return [label for label in labels if label.example_id not in made]
+    return [made.get(label.example_id, label) for label in labels]
 
 
 def label_flows(before: Bool[Any, " N"], after: Bool[Any, " N"], replaced: Bool[Any, " N"]) -> dict[str, int]:

@@ -1,8 +1,8 @@
 """Who is trained on what: the D1/D2 split and the folds of a round.
 
-Not here: which model is trained on which fold and proposes for which, and the order of batches. Every draw is a SHA-256 hash
+Not here: training, and the order of batches. Every draw is a SHA-256 hash
 of (seed, purpose, id), so it depends neither on the order of the input, nor on a generator's state, nor on a library's version.
-From: paper section 3 (halves and cross-labelling); K > 2 folds are ours.
+From: paper section 3 (halves and cross-labelling); K > 2 folds, and proposals without cross-labelling, are ours.
 """
 
 import hashlib
@@ -73,8 +73,8 @@ def check_parts(d1: Sequence[Example], d2: Sequence[Example], demos: str, feedba
             "'trusted' or 'reference', docs/data.md), or do without: demos='given' with feedback='judge'"
         )
     bare = [example.id for example in d2 if example.reference is None]
-    if bare and (feedback == "oracle" or demos == "correct"):
-        what = "feedback='oracle'" if feedback == "oracle" else "demos='correct'"
+    if bare and (feedback == "oracle" or demos in ("correct", "gold")):
+        what = "feedback='oracle'" if feedback == "oracle" else f"demos={demos!r}"
         raise ValueError(
             f"{what}: wanted a trusted reference in every row that is refined, got none in {len(bare)} of {len(d2)} (first: {bare[0]!r}); "
             "without one nobody knows what is right: use feedback='evaluator', or add references"
@@ -92,3 +92,19 @@ def folds(ids: Sequence[str], k: int, seed: int, round: int) -> list[list[int]]:
         raise ValueError(f"wanted at least one label for each of {k} folds, got {len(ids)} labels; use fewer folds or more data")
     order = shuffled(ids, seed, "folds", round)
     return [sorted(order[j::k]) for j in range(k)]
+
+
+def assignments(ids: Sequence[str], proposer: str, k: int, seed: int, round: int) -> list[tuple[list[int], list[int]]]:
+    """Per fold model of a round: the positions in `ids` that it is trained on, and those that it proposes for.
+
+    'cross' (as published): model j sees all folds but the j-th and proposes for that one. 'ensemble': the same models, and each proposes
+    for every question, those it has seen too. 'same': one model that sees, and proposes for, all. ValueError for another proposer.
+    """
+    everything = list(range(len(ids)))
+    if proposer == "same":
+        return [(everything, everything)]
+    if proposer not in ("cross", "ensemble"):
+        raise ValueError(f"wanted the proposer cross, same or ensemble, got {proposer!r}")
+    parts = folds(ids, k, seed, round)
+    seen = [sorted(set(everything) - set(part)) for part in parts]
+    return [(known, part if proposer == "cross" else everything) for known, part in zip(seen, parts, strict=True)]

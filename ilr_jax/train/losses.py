@@ -1,7 +1,8 @@
 """What is minimised: SFT's cross-entropy, DPO's preference loss and the evaluator's two-class loss.
 
 Not here: gradients, accumulation and means over a batch (`steps`). Log-probabilities are computed at completion positions only, a chunk of
-them at a time, so that neither [N, T, V] nor [N, C, V] ever exists. From: paper section 2 and appendix; DPO is arXiv 2305.18290.
+them at a time, so that neither [N, T, V] nor [N, C, V] ever exists. From: paper section 2 and
+appendix; DPO and its variants: the papers that their docstrings name.
 """
 
 from functools import partial
@@ -110,16 +111,53 @@ def sequence_log_prob(log_probs: Float[Array, "N C"], batch: Batch) -> Float[Arr
     return jnp.where(jnp.asarray(batch.weights) > 0, log_probs, 0.0).sum(axis=1)
 
 
+def sigmoid_loss(margin: Float[Array, " N"], beta: float, smoothing: float) -> Float[Array, " N"]:
+    """-(1 - e) log sigmoid(m) - e log sigmoid(-m) for margin m and smoothing e.
+
+    e = 0 is DPO (https://arxiv.org/abs/2305.18290, equation 7). e > 0 is conservative DPO, for preferences that are wrong with probability
+    e (https://ericmitchell.ai/cdpo.pdf): beyond a margin of log((1 - e) / e) it pulls back.
+    """
+    return -(1 - smoothing) * jax.nn.log_sigmoid(margin) - smoothing * jax.nn.log_sigmoid(-margin)
+
+
+def robust_loss(margin: Float[Array, " N"], beta: float, smoothing: float) -> Float[Array, " N"]:
+    """(-(1 - e) log sigmoid(m) + e log sigmoid(-m)) / (1 - 2e) for e below 1/2: robust DPO (https://arxiv.org/abs/2403.00409).
+
+    Its mean over preferences that are wrong with probability e is DPO's loss on the right ones.
+    """
+    return (smoothing * jax.nn.log_sigmoid(-margin) - (1 - smoothing) * jax.nn.log_sigmoid(margin)) / (1 - 2 * smoothing)
+
+
+def hinge_loss(margin: Float[Array, " N"], beta: float, smoothing: float) -> Float[Array, " N"]:
+    """max(0, 1 - m): SLiC's hinge (https://arxiv.org/abs/2305.10425) on DPO's margin (https://arxiv.org/abs/2309.06657)."""
+    return jax.nn.relu(1 - margin)
+
+
+def ipo_loss(margin: Float[Array, " N"], beta: float, smoothing: float) -> Float[Array, " N"]:
+    """(m / beta - 1 / (2 beta))^2: log-ratios are to differ by 1 / (2 beta) and no more (https://arxiv.org/abs/2310.12036, equation 17).
+
+    As in TRL 1.16 the margin is one of means per token here, so that the target does not depend on the answers' lengths.
+    """
+    return (margin / beta - 1 / (2 * beta)) ** 2
+
+
+PREFERENCE_LOSSES = {"sigmoid": sigmoid_loss, "ipo": ipo_loss, "robust": robust_loss, "hinge": hinge_loss}
+
+
 def dpo_loss(
     chosen: Float[Array, " N"],
     rejected: Float[Array, " N"],
     reference_chosen: Float[Array, " N"],
     reference_rejected: Float[Array, " N"],
     beta: float,
+    loss: str = "sigmoid",
+    smoothing: float = 0.0,
+    lengths: tuple[Float[Array, " N"], Float[Array, " N"]] | None = None,
 ) -> tuple[Float[Array, " N"], dict[str, Float[Array, " N"]]]:
-    """Sigmoid loss of every pair, and its metrics under TRL's names (1.16, `DPOTrainer`), from summed log-probabilities.
+    """The loss of every pair, and its metrics under TRL's names (1.16, `DPOTrainer`), from summed log-probabilities.
 
-    loss = -log sigmoid(r_c - r_r) with the implicit rewards r = beta * (log pi(y|x) - log pi_ref(y|x)): arXiv 2305.18290, equation 7.
+    The margin is r_c - r_r with the implicit rewards r = beta * (log pi(y|x) - log pi_ref(y|x)); what is made of it is in
+    `PREFERENCE_LOSSES`. For 'ipo' the rewards are divided by `lengths`, the tokens of chosen and rejected answers, first.
     """
     better, worse = beta * (chosen - reference_chosen), beta * (rejected - reference_rejected)
     metrics = {
@@ -130,7 +168,12 @@ def dpo_loss(
         "logps/chosen": chosen,
         "logps/rejected": rejected,
     }
-    return -jax.nn.log_sigmoid(better - worse), jax.lax.stop_gradient(metrics)
+    margin = better - worse
+    if loss == "ipo":
+        if lengths is None:
+            raise ValueError("loss='ipo': wanted the answers' lengths, got none; it compares means per token")
+        margin = better / jnp.maximum(lengths[0], 1) - worse / jnp.maximum(lengths[1], 1)
+    return PREFERENCE_LOSSES[loss](margin, beta, smoothing), jax.lax.stop_gradient(metrics)
 
 
 def class_loss(logits: Float[Array, "*N C"], classes: Int[Array, "*N"]) -> Float[Array, "*N"]:

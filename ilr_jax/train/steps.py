@@ -167,7 +167,7 @@ def _shared(factory: Callable[..., Step]) -> Callable[..., Step]:
     cached = cache(factory)
 
     @wraps(factory)
-    def made(setup: Setup, optimizer: OptimizerConfig, *rest: float) -> Step:
+    def made(setup: Setup, optimizer: OptimizerConfig, *rest: float | str) -> Step:
         return cached(setup, replace(optimizer, learning_rate=0.0, warmup=0.0), *rest)
 
     return made
@@ -196,14 +196,16 @@ def evaluator_step(setup: Setup, optimizer: OptimizerConfig) -> Step:
 
 
 @_shared
-def dpo_step(setup: Setup, optimizer: OptimizerConfig, beta: float = 0.1) -> Step:
+def dpo_step(setup: Setup, optimizer: OptimizerConfig, beta: float = 0.1, loss: str = "sigmoid", smoothing: float = 0.0) -> Step:
     """DPO on a `PairBatch`, chosen and rejected in one forward pass; metrics also have TRL's (`losses.dpo_loss`)."""
 
     def objective(trainable, frozen, batch: PairBatch, k):
         both = _join(batch.chosen, batch.rejected, k)
-        log_probs = losses.sequence_log_prob(_log_probs(setup, trainable, frozen, both), both).reshape(k, 2, -1)
-        sides = (log_probs[:, 0].reshape(-1), log_probs[:, 1].reshape(-1))
-        values, metrics = losses.dpo_loss(*sides, jnp.asarray(batch.reference_chosen), jnp.asarray(batch.reference_rejected), beta)
+        sides = lambda x: (x.reshape(k, 2, -1)[:, 0].reshape(-1), x.reshape(k, 2, -1)[:, 1].reshape(-1))
+        log_probs = sides(losses.sequence_log_prob(_log_probs(setup, trainable, frozen, both), both))
+        lengths = sides(jnp.sum(jnp.asarray(both.weights) > 0, axis=1, dtype=jnp.float32))
+        references = (jnp.asarray(batch.reference_chosen), jnp.asarray(batch.reference_rejected))
+        values, metrics = losses.dpo_loss(*log_probs, *references, beta, loss, smoothing, lengths)
         sums = jax.tree.map(lambda x: losses.by_adapter(x * batch.weight, k), {"loss": values, **metrics})
         return sums.pop("loss"), {**sums, "tokens": _tokens(both.rows, k)}
 

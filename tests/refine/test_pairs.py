@@ -9,12 +9,13 @@ from ilr_jax.refine.pairs import (
     both_orders,
     category_pairs,
     confident_preferences,
+    decisive_preferences,
     disjoint_pairs,
     evaluator_pairs,
     oracle_preferences,
     split_pairs,
 )
-from ilr_jax.types import Comparison, Example, Pair
+from ilr_jax.types import Audit, Comparison, Example, Pair
 
 
 def example(i: int = 0, reference: str | None = "reference") -> Example:
@@ -135,6 +136,13 @@ def test_oracle_preferences_choose_the_right_answer_where_one_is():
     pairs = [(example(i), f"a{i}", f"b{i}") for i in range(4)]
     chosen = oracle_preferences(pairs, np.array([1, 0, 1, 0], bool), np.array([0, 1, 1, 0], bool))
     assert chosen == [Pair("e0", "question 0", "a0", "b0", "oracle"), Pair("e1", "question 1", "b1", "a1", "oracle")]
+
+
+def test_decisive_preferences_follow_the_verdict_on_pairs_with_one_right_answer():
+    row = lambda name, score, was, would: Audit(name, 1, "q", "old", "new", "", False, "", None, None, score, 0.5, was, would)
+    rows = [row("a", 1.0, False, True), row("b", 0.0, False, True), row("c", 0.0, True, False), row("d", 1.0, False, False)]
+    made = decisive_preferences(rows)
+    assert [(p.example_id, p.better, p.worse) for p in made] == [("a", "new", "old"), ("b", "old", "new"), ("c", "old", "new")]
 
 
 def of_category(i, category):

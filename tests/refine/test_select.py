@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ilr_jax.refine.select import judged, label_flows, relabel, share_of, threshold, unasked
-from ilr_jax.types import Comparison, Label
+from ilr_jax.refine.select import RULES, judged, label_flows, newest, relabel, share_of, threshold, unasked
+from ilr_jax.types import Comparison, Decision, Label
 
 SCORES = st.lists(st.floats(0, 1), min_size=1, max_size=80).map(np.array)
 
@@ -96,3 +96,33 @@ def test_label_flows_count_replaced_labels_only():
     flows = label_flows(before, after, was_replaced)
     assert flows == {"right_to_right": 1, "right_to_wrong": 1, "wrong_to_right": 1, "wrong_to_wrong": 1}
     assert sum(label_flows(before, after, ~was_replaced).values()) == 2
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=4))
+def test_rules_drop_add_or_exchange_and_touch_nothing_else(rounds):
+    """Over several rounds: 'filter' only loses, 'add' only gains, 'replace' keeps one label a question."""
+    for rule in RULES:
+        labels = [Label(f"e{i}", f"label {i}", "weak") for i in range(5)]
+        for number, flags in enumerate(rounds, 1):
+            current = newest(labels)
+            decisions = [Decision(x.example_id, number, x.text, f"new {number}", flags[int(x.example_id[1])], "") for x in current]
+            after, accepted = relabel(labels, decisions, rule), {d.example_id for d in decisions if d.accepted}
+            fresh = [x for x in after if x not in labels]
+            assert {x.example_id for x in fresh} == (set() if rule == "filter" else accepted)
+            assert all((x.text, x.source, x.round) == (f"new {number}", "proposal", number) for x in fresh)
+            gone = [x for x in labels if x not in after]
+            assert {x.example_id for x in gone} == (set() if rule == "add" else accepted)
+            assert len(after) == len(labels) + len(fresh) - len(gone)
+            if rule != "filter":
+                assert [x.example_id for x in newest(after)] == [f"e{i}" for i in range(5)]
+                assert all(x.round == number for x in newest(after) if x.example_id in accepted)
+            labels = after
+
+
+def test_relabelling_wants_a_known_rule_and_a_decision_for_every_question():
+    labels = [Label("e0", "a", "weak")]
+    with pytest.raises(ValueError, match="wanted the rule replace, filter, add, got 'drop'"):
+        relabel(labels, [Decision("e0", 1, "a", "b", True, "")], "drop")
+    with pytest.raises(ValueError, match="wanted one decision for each of 1 questions"):
+        relabel(labels, [])

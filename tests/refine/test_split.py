@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ilr_jax.refine.split import folds, parts, shuffled, train_split, uniform
+from ilr_jax.refine.split import assignments, folds, parts, shuffled, train_split, uniform
 from ilr_jax.types import Example
 
 IDS = st.lists(st.text(min_size=1, max_size=8), min_size=2, max_size=60, unique=True)
@@ -89,3 +89,27 @@ def test_draws_look_uniform_and_differ_by_purpose():
     assert uniform("test", 1) != uniform("other", 1)
     first = [shuffled(["a", "b", "c", "d"], "test", i)[0] for i in range(2000)]
     assert all(abs(first.count(j) / 2000 - 0.25) < 0.04 for j in range(4))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 30), st.integers(2, 5), st.integers(0, 3), st.sampled_from(["cross", "same", "ensemble"]))
+def test_who_is_trained_on_what_and_proposes_for_whom(n, k, round, proposer):
+    """Cross-labelling never proposes for what it has seen; an ensemble has the same models, asked about everything."""
+    ids = [f"e{i}" for i in range(n)]
+    if n < k and proposer != "same":
+        return
+    plan = assignments(ids, proposer, k, 0, round)
+    asked = sorted(i for _, questions in plan for i in questions)
+    if proposer == "cross":
+        assert all(not set(seen) & set(questions) and sorted([*seen, *questions]) == list(range(n)) for seen, questions in plan)
+        assert asked == list(range(n)) and len(plan) == k
+    elif proposer == "ensemble":
+        assert [seen for seen, _ in plan] == [seen for seen, _ in assignments(ids, "cross", k, 0, round)]
+        assert asked == sorted(list(range(n)) * k)
+    else:
+        assert plan == [(list(range(n)), list(range(n)))]
+
+
+def test_an_unknown_proposer_is_refused():
+    with pytest.raises(ValueError, match="cross, same or ensemble, got 'self'"):
+        assignments(["a", "b"], "self", 2, 0, 1)

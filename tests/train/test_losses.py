@@ -127,7 +127,7 @@ def test_dpo_starts_at_log_two():
     np.testing.assert_array_equal(metrics["rewards/margins"], 0)
 
 
-def trl_loss(trl, torch, model, batch, beta):
+def trl_loss(trl, torch, model, batch, beta, kind="sigmoid", smoothing=0.0):
     """TRL's loss and metrics on our batch: its `_compute_loss` on a stand-in for the trainer, references from the batch."""
     join = lambda name: np.concatenate([getattr(batch.chosen, name), getattr(batch.rejected, name)])
     tokens = np.concatenate([batch.chosen.rows.tokens, batch.rejected.rows.tokens])
@@ -153,10 +153,10 @@ def trl_loss(trl, torch, model, batch, beta):
         ld_alpha=None,
         precompute_ref_logps=True,
         f_divergence_type="reverse_kl",
-        loss_types=["sigmoid"],
+        loss_types=[kind],
         loss_weights=[1.0],
         beta=beta,
-        label_smoothing=0.0,
+        label_smoothing=smoothing,
         use_weighting=False,
         _metrics={"train": defaultdict(list)},
         _total_train_tokens=0,
@@ -178,16 +178,23 @@ def torch_model(tmp_path_factory):
     return lambda: transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
 
 
-def dpo_against_trl(setup, trainable, frozen, model, beta=0.3):
-    """Our gradients, after the loss and the metrics were compared with TRL's; its gradients are left in `model`."""
-    trl, batch = pytest.importorskip("trl"), tiny.pair_batch([14, 9, 11, 6])
-    loss, metrics = trl_loss(trl, pytest.importorskip("torch"), model, batch, beta)
+def dpo_against_trl(setup, trainable, frozen, model, beta=0.3, kind="sigmoid", smoothing=0.0):
+    """Our gradients, after the loss and the metrics were compared with TRL's; its gradients are left in `model`.
+
+    TRL's sigmoid has no label smoothing: it is put together of its losses on the pairs as they are and turned round.
+    """
+    trl, torch, batch = pytest.importorskip("trl"), pytest.importorskip("torch"), tiny.pair_batch([14, 9, 11, 6])
+    loss, metrics = trl_loss(trl, torch, model, batch, beta, kind, smoothing)
+    if kind == "sigmoid" and smoothing:
+        turned = batch._replace(chosen=batch.rejected, rejected=batch.chosen, reference_chosen=batch[3], reference_rejected=batch[2])
+        loss = (1 - smoothing) * loss + smoothing * trl_loss(trl, torch, model, turned, beta)[0]
     loss.backward()
 
     def ours(tree):
         both = steps._join(batch.chosen, batch.rejected, 1)
         log_probs = losses.sequence_log_prob(steps._log_probs(setup, tree, frozen, both), both)
-        values, named = losses.dpo_loss(*jnp.split(log_probs, 2), *map(jnp.asarray, batch[2:4]), beta)
+        lengths = tuple(jnp.asarray((side.weights > 0).sum(1), jnp.float32) for side in batch[:2])
+        values, named = losses.dpo_loss(*jnp.split(log_probs, 2), *map(jnp.asarray, batch[2:4]), beta, kind, smoothing, lengths)
         return values.mean(), named
 
     (value, named), grads = jax.jit(jax.value_and_grad(ours, has_aux=True))(trainable)
@@ -203,10 +210,15 @@ def assert_same_gradient(found, wanted, name):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=min(1e-4, 0.01 * size), err_msg=name)
 
 
+VARIANTS = (("sigmoid", 0.0, 0.3), ("sigmoid", 0.2, 0.3), ("robust", 0.2, 0.3), ("hinge", 0.0, 0.05), ("ipo", 0.0, 0.3), ("ipo", 0.0, 2.0))
+
+
 @pytest.mark.filterwarnings("default")
-def test_dpo_loss_metrics_and_all_gradients_equal_trl(torch_model):
+@pytest.mark.parametrize(("kind", "smoothing", "beta"), VARIANTS)
+def test_dpo_loss_metrics_and_all_gradients_equal_trl(torch_model, kind, smoothing, beta):
+    """Beta 0.05 leaves some pairs inside the hinge."""
     model = torch_model()
-    grads = dpo_against_trl(tiny.FULL, tiny.full(), {}, model)["params"]
+    grads = dpo_against_trl(tiny.FULL, tiny.full(), {}, model, beta, kind, smoothing)["params"]
     theirs = {name: p.grad.numpy() for name, p in model.named_parameters()}
     for path, name in KEYS.items():
         *rooms, leaf = path.split(".")

@@ -1,0 +1,278 @@
+"""Many runs as one: every point of a grid of config fields with every seed, a process each, and one table of them.
+
+A point is an ordinary workdir, `points/NAME`, whose `stages/` and `partial/` are links to the sweep's own: a stage is named by what goes
+into it, so points share those that their fields do not change, and two processes never build one twice. What is finished is skipped;
+another grid in the same folder adds points. Not here: the experiment (`rounds`, in the processes) and the estimates (`report`).
+Imports no JAX.
+"""
+
+import argparse
+import csv
+import hashlib
+import io
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ilr_jax import main, report, settings
+from ilr_jax.files import explained, read_json, write_bytes, write_json
+from ilr_jax.store import claim
+from ilr_jax.types import Config
+
+COMMAND = (sys.executable, "-m", "ilr_jax.main")
+USAGE = "ilr sweep --config=FILE --workdir=DIR [--grid FIELD=VALUE,VALUE ...] [--seeds=0,1,2] [--jobs=N] [--config.FIELD=VALUE ...]"
+COLUMNS = (
+    "method",
+    "seeds",
+    "finished",
+    "rounds",
+    "test_accuracy",
+    "test_low",
+    "test_high",
+    "difference",
+    "difference_low",
+    "difference_high",
+)
+COLUMNS += ("label_accuracy_first", "label_accuracy_last", "evaluator_accuracy", "replaced")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting of the swept fields, as text; its name is that of its folder."""
+
+    fields: tuple[tuple[str, str], ...]
+
+    @property
+    def name(self) -> str:
+        """`alpha=0.3,folds=3`; what a folder's name should not hold is replaced, and a hash then keeps names apart."""
+        text = ",".join(f"{field}={value}" for field, value in self.fields) or "base"
+        plain = re.sub(r"[^A-Za-z0-9=.,_+-]", "_", text)[:120]
+        return plain if plain == text else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+    @property
+    def flags(self) -> list[str]:
+        """The point as flags of a run."""
+        return [f"--config.{field}={value}" for field, value in self.fields]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process: a point with one seed, all methods."""
+
+    title: str
+    command: tuple[str, ...]
+    log: Path
+    records: tuple[Path, ...]
+
+    def finished(self) -> bool:
+        """Whether every method's record says so."""
+        return all(path.exists() and read_json(path)["finished"] for path in self.records)
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run a sweep's command line, or continue it; returns the exit code: 1 if a run failed, 2 for what a user can put right at once."""
+    options, flags = parser().parse_known_args(list(sys.argv[1:] if argv is None else argv))
+    try:
+        base, workdir = main.config_of(flags)
+        jobs = plan(flags, base, Path(workdir), grid(options.grid), _seeds(options.seeds))
+        if options.jobs < 1:
+            raise ValueError(f"--jobs: wanted at least 1, got {options.jobs}")
+        failed = execute(jobs, options.jobs)
+        entries = collect(workdir)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if entries:
+        Console().print(table(entries))
+        print(*(Path(workdir) / name for name in ("results.json", "results.csv")), sep="\n")
+    for job in failed:
+        print(f"failed: {job.title}: {_last_line(job.log)}\n  log: {job.log}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The sweep's own arguments; all others are those of `ilr run`."""
+    made = argparse.ArgumentParser("ilr sweep", usage=USAGE, description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    made.add_argument(
+        "--grid", action="append", default=[], metavar="FIELD=V,V", help="a config field and its values; several: all combined"
+    )
+    made.add_argument("--seeds", default="0", metavar="N,N", help="default: %(default)s")
+    made.add_argument("--jobs", type=int, default=1, metavar="N", help="processes at a time; default: %(default)s")
+    return made
+
+
+def grid(axes: Sequence[str]) -> list[Point]:
+    """Every combination of the axes `FIELD=VALUE,VALUE` (with `;` between values that hold commas), the last axis fastest.
+
+    Raises ValueError, listing them, for axes that are none.
+    """
+    swept, faults = {}, []
+    for axis in axes:
+        field, _, values = axis.partition("=")
+        field = field.strip().removeprefix("config.")
+        given = [value.strip() for value in values.split(";" if ";" in values else ",")]
+        if not field or not all(given) or len(set(given)) < len(given):
+            faults.append(f"--grid {axis}: wanted FIELD=VALUE,VALUE with values that differ")
+        elif field in swept or field in ("method", "seed"):
+            hint = {"method": "give methods by --config.method", "seed": "give seeds by --seeds"}.get(field, "give all its values at once")
+            faults.append(f"--grid {axis}: {field} cannot be an axis (again); {hint}")
+        swept[field] = [(field, value) for value in given]
+    if faults:
+        raise ValueError("\n  ".join(["the grid cannot be swept:", *faults]))
+    return [Point(combined) for combined in product(*swept.values())]
+
+
+def plan(flags: Sequence[str], base: Config, folder: Path, points: Sequence[Point], seeds: Sequence[int]) -> list[Job]:
+    """The jobs of a sweep, after all configs were checked, the folder claimed and the points' workdirs laid out.
+
+    Seeds are next to each other, because points wait for each other's common stages and seeds have none. Raises ValueError.
+    """
+    methods = _checked(flags, points)
+    claim(folder, base.to_dict(), ignore=(*settings.incidental(base), *(name for point in points for name, _ in point.fields)))
+    jobs = []
+    for point in points:
+        workdir = _workdir(folder, point)
+        for seed in seeds:
+            command = (*COMMAND, *flags, f"--workdir={workdir}", *point.flags, f"--config.seed={seed}")
+            records = tuple(workdir / "runs" / f"{method}-seed{seed}.json" for method in methods[point])
+            jobs.append(Job(f"{point.name} seed {seed}", command, folder / "logs" / f"{point.name}-seed{seed}.log", records))
+    return jobs
+
+
+def execute(jobs: Sequence[Job], n: int) -> list[Job]:
+    """Run the jobs that are not finished, `n` at a time; returns those that failed, which stop no other."""
+    waiting, running, failed = [job for job in jobs if not job.finished()], {}, []
+    print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} finished before", flush=True)
+    total = len(waiting)
+    try:
+        while waiting or running:
+            while waiting and len(running) < n:
+                job = waiting.pop(0)
+                running[job] = _start(job)
+            for job in [job for job, process in running.items() if process.poll() is not None]:
+                code = running.pop(job).returncode
+                failed += [job] if code else []
+                done = total - len(waiting) - len(running)
+                print(f"[{done}/{total}] {job.title}: {f'failed with exit code {code}' if code else 'finished'}", flush=True)
+            time.sleep(0.05)
+    finally:
+        for process in running.values():
+            process.terminate()  # a run that is killed continues with the same bytes
+        for process in running.values():
+            process.wait()
+    return failed
+
+
+def collect(folder: str | Path) -> list[dict[str, Any]]:
+    """One entry per point and method of the folder, as `report.summarise` has them, with the point's fields; writes both result files.
+
+    Points of which no round has ended yet are left out. Raises ValueError for a damaged record.
+    """
+    entries = []
+    for path in sorted(Path(folder, "points").iterdir()):
+        if list(path.glob("runs/*.json")):
+            summary = report.summarise(report.collect([path]))
+            entries += [{"point": path.name, "fields": read_json(path / "point.json"), **entry} for entry in summary]
+    write_json(Path(folder) / "results.json", {"points": entries})
+    write_bytes(Path(folder) / "results.csv", _csv(entries).encode())
+    return entries
+
+
+def table(entries: Sequence[Mapping[str, Any]]) -> Table:
+    """The entries for a terminal."""
+    made = Table(title="Sweep", caption="[..] 95 % bootstrap interval over seeds and test examples", box=None, pad_edge=False)
+    for number, column in enumerate(("point", "method", "seeds", "test accuracy", "minus sft", "labels right", "evaluator right")):
+        made.add_column(column, justify="right" if number > 1 else "left", overflow="fold")
+    for entry in entries:
+        row, percent = _flat(entry), lambda value: "" if value is None else f"{value:.1%}"
+        test = f"{percent(row['test_accuracy'])} {_ends(row['test_low'], row['test_high'])}"
+        minus = (
+            "" if row["difference"] is None else f"{row['difference'] * 100:+.1f} {_ends(row['difference_low'], row['difference_high'])}"
+        )
+        others = (percent(row["label_accuracy_last"]), percent(row["evaluator_accuracy"]))
+        made.add_row(entry["point"], row["method"], str(row["seeds"]) + ("" if row["finished"] else " unfinished"), test, minus, *others)
+    return made
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(word) for word in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"--seeds: wanted whole numbers and commas, 0,1,2, got {text!r}") from error
+    return list(dict.fromkeys(seeds))
+
+
+def _checked(flags: Sequence[str], points: Sequence[Point]) -> dict[Point, list[str]]:
+    """The methods of every point. ValueError that lists what is wrong with which."""
+    methods, faults = {}, []
+    for point in points:
+        try:
+            methods[point] = settings.check(main.config_of([*flags, *point.flags])[0])
+        except ValueError as error:
+            faults.append(f"{point.name}: {error}")
+    if faults:
+        raise ValueError("\n".join(["the sweep cannot be run:", *faults]))
+    return methods
+
+
+def _workdir(folder: Path, point: Point) -> Path:
+    """The point's workdir, laid out. The links are relative, so that the sweep's folder can be moved."""
+    workdir = folder / "points" / point.name
+    with explained(workdir):
+        for made in (workdir, folder / "logs"):
+            made.mkdir(parents=True, exist_ok=True)
+        for name in ("stages", "partial"):
+            (folder / name).mkdir(exist_ok=True)
+            with suppress(FileExistsError):
+                os.symlink(os.path.join("..", "..", name), workdir / name)
+    write_json(workdir / "point.json", dict(point.fields))
+    return workdir
+
+
+def _start(job: Job) -> subprocess.Popen:
+    with explained(job.log), open(job.log, "wb") as log:
+        return subprocess.Popen(job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"
+
+
+def _flat(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry's figures under the names of COLUMNS, intervals and difference taken apart."""
+    minus = entry["difference"] or {"mean": None, "interval": None}
+    (test_low, test_high), (low, high) = (ends or (None, None) for ends in (entry["test_interval"], minus["interval"]))
+    apart = {"test_low": test_low, "test_high": test_high, "difference": minus["mean"], "difference_low": low, "difference_high": high}
+    return {column: {**entry, **apart, "seeds": len(entry["seeds"])}[column] for column in COLUMNS}
+
+
+def _csv(entries: Sequence[Mapping[str, Any]]) -> str:
+    fields = list(dict.fromkeys(name for entry in entries for name in entry["fields"]))
+    file = io.StringIO()
+    lines = csv.DictWriter(file, ["point", *fields, *(name for name in COLUMNS if name not in fields)], lineterminator="\n")
+    lines.writeheader()
+    lines.writerows({"point": entry["point"], **entry["fields"], **_flat(entry)} for entry in entries)
+    return file.getvalue()
+
+
+def _ends(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"[{low * 100:.1f}, {high * 100:.1f}]"
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,0 +1,40 @@
+"""docs/experiments.md: every command in it parses against its config, and what it sets can be run."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from ilr_jax import main, settings, sweep
+
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # how ml_collections reads a config's file
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "docs" / "experiments.md").read_text()
+RUN = "ilr sweep --config=configs/quickstart.py --workdir=runs/wishes --seeds=0,1,2,3,4"
+COMMANDS = [text.replace("RUN", RUN, 1) for text in re.findall(r"`((?:ilr run|ilr sweep|RUN) [^`]*--[^`]*)`", TEXT)]
+COMMANDS += [re.sub(r"\\\n\s*", "", text) for text in re.findall(r"^    (ilr (?:run|sweep) (?:.*\\\n)*.*)$", TEXT, re.M)]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_parses_and_its_config_can_be_run(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    _, verb, *words = shlex.split(command)
+    options, flags = sweep.parser().parse_known_args(words) if verb == "sweep" else (None, words)
+    config = next(word.removeprefix("--config=") for word in flags if word.startswith("--config="))
+    if not (ROOT / config).exists():
+        pytest.skip(f"{config} is not in this version")
+    for point in sweep.grid(options.grid if options else []):
+        found, workdir = main.config_of([*flags, *point.flags])
+        assert settings.check(found) and workdir
+
+
+def test_the_document_has_the_authors_scripts_and_says_what_run_stands_for():
+    assert f"`{RUN}`" in TEXT and len(COMMANDS) > 30
+    assert len(set(re.findall(r"`([a-z-]+/[a-z0-9-]+\.sh)`", TEXT))) == 17  # those in parallel/ are the same experiments
+
+
+def test_every_method_and_variant_is_in_the_document():
+    fields = ("refine.rule", "refine.proposer", "refine.pick", "dpo.loss", "demos", "feedback", "alpha_of")
+    wanted = [*settings.METHODS, *(value for field in fields for value in settings.CHOICES[field])]
+    assert not [word for word in wanted if not re.search(rf"\b{word}\b", TEXT)]
