@@ -11,6 +11,7 @@ def get_config() -> Any:
     _method(config)
     _models(config)
     _feedback(config)
+    _judges(config)
     _compute(config)
     _sharding(config)
     config.lock()
@@ -19,7 +20,7 @@ def get_config() -> Any:
 
 def _method(config: ConfigDict) -> None:
     config.method = "ilr"  # sft | ilr | naive | dpo | sft_chosen | dpo_pairs | weak; several, by commas, share their common stages
-    config.feedback = "evaluator"  # evaluator (unreliable) | oracle (grades of the task)
+    config.feedback = "evaluator"  # evaluator (unreliable) | oracle (grades of the task) | judge (see below)
     # weak (the supervisor's labels) | correct (only those graded right) | gold (the references) | given (those that came with the data)
     config.demos = "weak"
     config.demos_error = 0.0  # of gold demos: this share is replaced by wrong answers of the supervisor
@@ -39,7 +40,7 @@ def _method(config: ConfigDict) -> None:
     )
 
     config.task = ConfigDict()
-    config.task.name = "gsm8k"  # gsm8k | bird | jsonl (your own data: docs/data.md) | wordmath, minisql (made here)
+    config.task.name = "gsm8k"  # gsm8k | bird | saferpaca | jsonl (your own data: docs/data.md) | wordmath, minisql (made here)
     # Local folder of the data (minisql: where it is made); jsonl: a file, a folder or a Hub id, @SPLIT behind it; empty: the usual place
     config.task.path = ""
     config.task.test_path = ""  # jsonl: the test split, likewise; empty: the split "test" of path if it has one
@@ -121,6 +122,30 @@ def _feedback(config: ConfigDict) -> None:
     config.oracle = ConfigDict()
     config.oracle.error = 0.0  # share of an oracle's verdicts that are turned round: the dial of its unreliability
     config.oracle.capped = False  # hold feedback=oracle to alpha too (the released code does not)
+
+
+def _judges(config: ConfigDict) -> None:
+    config.judge = ConfigDict()  # who compares for feedback=judge, and test answers with references where a task has no grader
+    config.judge.kind = "endpoint"  # endpoint (OpenAI-compatible) | model (one of our own, as it is) | evaluator (the trained one)
+    config.judge.model = "gpt-4o-mini"  # the endpoint's name for it; of kind model: Hub id, local folder, or embedded:NAME
+    config.judge.base_url = "https://api.openai.com/v1"  # or http://localhost:8000/v1 of vLLM, http://localhost:11434/v1 of Ollama, ...
+    config.judge.key_name = "OPENAI_API_KEY"  # variable of the environment, or of a file .env, that holds the key; empty: none is wanted
+    config.judge.top_logprobs = 20  # alternatives that a verdict's probability is read from (TGI gives 5); 0: read the letter only
+    config.judge.max_invalid = 0.1  # share of comparisons without a valid verdict at which the run stops; below it they are left out
+
+    config.embed = ConfigDict()  # how alike answers are, where a task reads nothing off them
+    config.embed.kind = "local"  # local (character n-grams, no network) | endpoint (OpenAI-compatible)
+    config.embed.model = "text-embedding-3-small"
+    config.embed.base_url = "https://api.openai.com/v1"
+    config.embed.key_name = "OPENAI_API_KEY"
+
+    config.endpoint = ConfigDict()  # how endpoints are asked; nothing here changes an answer
+    config.endpoint.timeout = 60.0  # seconds until the whole reply must be there
+    config.endpoint.attempts = 8  # of a request that fails in passing; waits double from 1 second
+    config.endpoint.workers = 8  # requests at a time
+    config.endpoint.max_requests = 0  # sent by one start of the command, to the judge and to the embedder each; 0: no bound
+    config.endpoint.max_tokens = 0  # likewise, as the endpoint counts them
+    config.endpoint.cache = "~/.cache/ilr_jax/answers"  # all that was answered, for all runs; it is not asked again
 
 
 def _compute(config: ConfigDict) -> None:

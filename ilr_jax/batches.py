@@ -215,6 +215,17 @@ def likelihoods(samples: Sequence[Sample], batch: int, pad: int, max_length: int
         yield taken, completions(_filled([[samples[i] for i in taken]], batch, ([], [])), pad, "token", max_length)
 
 
+def options(prompts: Sequence[Sequence[int]], ids: Sequence[int], batch: int, pad: int) -> Iterator[tuple[list[int], Batch]]:
+    """Batches whose rows predict each of the tokens `ids` next after a prompt, with the indices that their first rows have in `prompts`."""
+    for taken in in_order([len(prompt) for prompt in prompts], batch):
+        kept = _filled([[list(prompts[i]) for i in taken]], batch, [])
+        rows, _ = rows_of([[prompt] for prompt in kept], pad, bucket(len(prompts[taken[0]])))
+        last = np.array([max(len(prompt) - 1, 0) for prompt in kept], np.int32)
+        shape = len(kept), len(ids)
+        targets = np.broadcast_to(np.array(ids, np.int32), shape)
+        yield taken, Batch(rows, np.repeat(last[:, None], len(ids), 1), targets, np.ones(shape, np.float32), np.ones(len(kept), np.float32))
+
+
 def take(batch: Batch, part: slice) -> Batch:
     """Some rows of a batch."""
     rows = Rows(batch.rows.tokens[part], batch.rows.positions[part], batch.rows.segments[part])

@@ -51,9 +51,9 @@ def _demonstrations(lab: Lab) -> tuple[list[Label], Mapping[str, str]]:
 def _chosen(lab: Lab, given: list[Label]) -> tuple[list[Label], list[Decision]]:
     """The first labels out of those given, and why each."""
     if lab.config.demos == "correct":
-        return methods.correct_demos(given, lab.grade_labels(given))
+        return methods.correct_demos(given, lab.right([x.text for x in given], [lab.examples[x.example_id] for x in given]))
     if lab.config.demos != "gold":
         return given, [Decision(x.example_id, 0, x.text, "", False, ORIGINS[x.source]) for x in given]
     gold = [Label(example.id, reference(example), "reference") for example in lab.d2]
-    grades = lab.grade_labels(given) if given else np.ones(len(gold), bool)
+    grades = lab.right([x.text for x in given], [lab.examples[x.example_id] for x in given]) if given else np.ones(len(gold), bool)
     return methods.gold_demos(given or gold, [label.text for label in gold], grades, lab.config.demos_error, lab.config.seed)

@@ -17,6 +17,7 @@ from ilr_jax.refine import audit, split
 from ilr_jax.roles import Memory, Model, fingerprint, layout
 from ilr_jax.sample.beam import BeamSettings
 from ilr_jax.sample.rollout import SamplingSettings
+from ilr_jax.services.endpoint import Endpoint, opened
 from ilr_jax.stages import Bench, answer, answers_of, fine_tune
 from ilr_jax.store import Store
 from ilr_jax.types import Answer, Artifact, Audit, Config, Decision, Example, Label
@@ -35,10 +36,11 @@ class Lab:
         self.tests = self.task.test()
         self.examples = {example.id: example for example in [*self.d1, *self.d2, *self.tests]}
         self._models: dict[str, Model] = {}
+        self._endpoints: dict[str, Endpoint] = {}
         self.bench.layout = self.memory.layout = layout(config.sharding, {role: self.model(role) for role in self.roles})
 
     def model(self, role: str) -> Model:
-        """The base model of `weak`, `strong` or `evaluator`; one copy where two roles share it."""
+        """The base model of `weak`, `strong`, `evaluator` or `judge`; one copy where two roles share it."""
         source = self.config[role].model
         if source not in self._models:
             self._models[source] = Model(source, self.bench.dtype, self.memory)
@@ -47,21 +49,35 @@ class Lab:
     @property
     def roles(self) -> list[str]:
         """The models that are needed: given demonstrations need no supervisor, but where the evaluator learns from its answers."""
-        evaluator = self.config.feedback == "evaluator"
-        return ["weak"] * (evaluator or self.config.demos != "given") + ["strong"] + ["evaluator"] * evaluator
+        evaluator, model = ("evaluator" in self.comparers, "model" in self.comparers)
+        return ["weak"] * (evaluator or self.config.demos != "given") + ["strong"] + ["evaluator"] * evaluator + ["judge"] * model
+
+    @cached_property
+    def has_grader(self) -> bool:
+        """Whether the task says what is right; where it does not, a judge compares test answers with the references."""
+        return self.task.grade([], []) is not None
+
+    @property
+    def comparers(self) -> set[str]:
+        """Who is asked to compare answers: evaluator, oracle or judge, and for a judge who that is: evaluator, endpoint or model."""
+        judged = self.config.feedback == "judge" or (not self.has_grader and bool(self.tests))
+        return {self.config.feedback} | ({self.config.judge.kind} if judged else set())
+
+    def endpoint(self, section: str) -> Endpoint:
+        """The endpoint of `judge` or `embed`; opened once, so that its budget is one."""
+        if section not in self._endpoints:
+            self._endpoints[section] = opened(self.config[section], self.config.endpoint)
+        return self._endpoints[section]
 
     def check(self) -> None:
         """Raise ValueError for what would fail later: weights that do not fit their config, a missing reference, a text too long."""
-        split.check_parts(self.d1, self.d2, self.config.demos, self.config.feedback)
+        split.check_parts(self.d1, self.d2, self.config.demos, "evaluator" if "evaluator" in self.comparers else self.config.feedback)
         self.bench.check([self.model(role).config for role in self.roles])
         most = self.config.sft.max_length
         for role in self.roles:
             self.model(role).check_weights()
         if len(self.d2) < self.config.folds:
             raise ValueError(f"folds={self.config.folds}: wanted at most the {len(self.d2)} examples to be labelled; use more of them")
-        if "evaluator" in self.roles:
-            compared = [(e.prompt, reference(e)) for e in self.d1] + [(e.prompt, e.given or "") for e in self.d2]
-            self.model("evaluator").check_comparisons(compared, self.config.decoding.max_new_tokens)
         if "weak" in self.roles:
             self.model("weak").check_prompts([*self.d1, *self.d2], most)
             self.model("weak").check_prompts(self.tests)
@@ -72,7 +88,7 @@ class Lab:
         """The path of an artifact's file within the workdir, as records name it."""
         return (Path(artifact.folder) / file).relative_to(self.workdir).as_posix()
 
-    # What is right: for reports, oracles and the evaluator's data only.
+    # What is right, None where the task has no grader: for reports, oracles and the evaluator's data only.
 
     @cached_property
     def graded(self) -> dict[str, str]:
@@ -84,7 +100,7 @@ class Lab:
         """The answers or labels whose example has a reference, so that they can be graded."""
         return [item for item in items if self.examples[item.example_id].reference is not None]
 
-    def grade(self, answers: Sequence[Answer]) -> Bool[np.ndarray, " n"]:
+    def grade(self, answers: Sequence[Answer]) -> Bool[np.ndarray, " n"] | None:
         """Which answers are right."""
         return self.task.grade([a.text for a in answers], [self.examples[a.example_id] for a in answers])
 
@@ -93,9 +109,15 @@ class Lab:
         grades = self.task.other_grades([a.text for a in answers], [self.examples[a.example_id] for a in answers])
         return {name: float(np.mean(right)) for name, right in grades.items()}
 
-    def grade_labels(self, labels: Sequence[Label]) -> Bool[np.ndarray, " n"]:
+    def grade_labels(self, labels: Sequence[Label]) -> Bool[np.ndarray, " n"] | None:
         """Which labels are right."""
         return self.task.grade([label.text for label in labels], [self.examples[label.example_id] for label in labels])
+
+    def right(self, texts: Sequence[str], examples: Sequence[Example]) -> Bool[np.ndarray, " n"]:
+        """Which texts are right, for oracles and right demonstrations; `feedback.check` refuses them where the task has no grader."""
+        grades = self.task.grade(texts, examples)
+        assert grades is not None
+        return grades
 
     # How answers are made.
 
@@ -155,15 +177,13 @@ class Lab:
     # What a round leaves behind.
 
     def audited(self, decisions: Sequence[Decision], rule: str = "replace") -> list[Audit]:
-        """The decisions beside the prompts and grades that the report shows; no grade where there is no reference.
+        """The decisions beside the prompts and grades that the report shows; no grade where there is no reference or grader.
 
         By the rule 'filter' nothing stands after an accepted one.
         """
         examples = [self.examples[d.example_id] for d in decisions]
         graded = [self.task.grade([getattr(d, side) for d in decisions], examples) for side in ("before", "proposal")]
-        was, would = (
-            [bool(right) if e.reference is not None else None for right, e in zip(side, examples, strict=True)] for side in graded
-        )
+        was, would = ([None if side is None or e.reference is None else bool(side[i]) for i, e in enumerate(examples)] for side in graded)
         after = [d.before if not d.accepted else "" if rule == "filter" else d.proposal for d in decisions]
         return audit.audited(decisions, examples, after, was, would)
 

@@ -69,11 +69,14 @@ def headline(entry: Row) -> list[str]:
 
 
 def supervisor(summary: Sequence[Row]) -> str:
-    """The line about the weak supervisors behind all series, or that nothing was tested; empty for runs that do not tell."""
+    """The line about supervisors and about test accuracies that are win rates or unknown; empty if there is nothing to tell."""
     if all(entry["test_accuracy"] is None for entry in summary):
         return "test accuracy is not known: the data has no test split with trusted references"
     known = dict.fromkeys(percent(value) for entry in summary if (value := entry["supervisor_accuracy"]) is not None)
-    return f"the supervisor's own test accuracy: {', '.join(known)}" if known else ""
+    won = [entry["series"] for entry in summary if entry["test_measure"] == "win rate"]
+    parts = [f"the supervisor's own test accuracy: {', '.join(known)}"] if known else []
+    parts += [f"test accuracy of {', '.join(won)} is the win rate over the references, by the run's judge"] if won else []
+    return "; ".join(parts)
 
 
 def difference(entry: Row) -> str:

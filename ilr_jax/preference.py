@@ -43,14 +43,16 @@ def _preferences(lab: Lab, compared: Sequence[tuple[Example, str, str]], evaluat
     ids, prompts = [e.id for e in examples], [e.prompt for e in examples]
     a_right, b_right = lab.task.grade(a, examples), lab.task.grade(b, examples)
     if evaluator is None:
-        turned = judge.flipped(ids, a, b, c.oracle.error, c.seed)
-        said_a, said_b = np.where(turned, b_right, a_right), np.where(turned, a_right, b_right)
+        turned, is_a, is_b = judge.flipped(ids, a, b, c.oracle.error, c.seed), lab.right(a, examples), lab.right(b, examples)
+        said_a, said_b = np.where(turned, is_b, is_a), np.where(turned, is_a, is_b)
         scores, chosen = 0.5 + (said_b.astype(float) - said_a) / 2, pairs.oracle_preferences(compared, said_a, said_b)
     else:
         comparisons = judge.symmetric_score(feedback.score_fn(lab, evaluator), ids, prompts, a, b, c.dpo.scoring)
-        scores, chosen = np.array([x.score for x in comparisons]), pairs.confident_preferences(comparisons, c.seed, c.dpo.share)
+        answered = [x for x in comparisons if x is not None]
+        scores, chosen = judge.scores_of(comparisons), pairs.confident_preferences(answered, c.seed, c.dpo.share)
     right, n = judge.evaluator_accuracy(scores, a_right, b_right)
-    return chosen, {"compared": len(compared), "preferences": len(chosen), "evaluator_accuracy": right, "evaluator_pairs": n}
+    facts = {"compared": len(compared), "preferences": len(chosen), "unanswered": int(np.isnan(scores).sum())}
+    return chosen, {**facts, "evaluator_accuracy": right, "evaluator_pairs": n}
 
 
 def optimise(lab: Lab, policy: Artifact, preferences: Sequence[Pair]) -> Artifact:

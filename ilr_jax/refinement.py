@@ -5,6 +5,7 @@ From: paper section 3; other proposers, best-of-n and the rules 'filter' and 'ad
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from ilr_jax import feedback
@@ -52,7 +53,7 @@ def choose(
     )
 
     def build(folder: Path) -> Facts:
-        best, n = pick.preferred(now, texts, examples, lab.task.agree, lambda *pair: feedback.prefers(lab, evaluator, *pair))
+        best, n = pick.preferred(now, texts, examples, partial(feedback.agree, lab), lambda *pair: feedback.prefers(lab, evaluator, *pair))
         write_rows(folder / "picked.jsonl", [Label(label.example_id, text, "proposal", r) for label, text in zip(now, best, strict=True)])
         return {"compared": n}
 
@@ -99,11 +100,11 @@ def _asked(evaluator: Artifact | None) -> dict[str, str]:
 def _decide(
     lab: Lab, method: str, labels: list[Label], proposals: list[str], evaluator: Artifact | None, r: int, match: int | None
 ) -> list[Decision]:
-    c, examples = lab.config, [lab.examples[label.example_id] for label in labels]
+    c, examples, agree = lab.config, [lab.examples[label.example_id] for label in labels], partial(feedback.agree, lab)
     if method == "naive":
         return methods.naive_round(labels, proposals, examples, r, c.seed, c.alpha, match)
     if evaluator is None:
-        capped, grade = c.alpha_of if c.oracle.capped else "none", lab.task.grade
-        return methods.oracle_round(labels, proposals, examples, lab.task.agree, grade, r, c.seed, c.alpha, capped, c.oracle.error)
+        capped, grade = c.alpha_of if c.oracle.capped else "none", lab.right
+        return methods.oracle_round(labels, proposals, examples, agree, grade, r, c.seed, c.alpha, capped, c.oracle.error)
     score_fn = feedback.score_fn(lab, evaluator)
-    return methods.ilr_round(labels, proposals, examples, lab.task.agree, score_fn, r, c.alpha, c.alpha_of)
+    return methods.ilr_round(labels, proposals, examples, agree, score_fn, r, c.alpha, c.alpha_of)

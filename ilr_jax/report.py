@@ -30,7 +30,19 @@ FIELDS = (
     "label_accuracy",
     "labels",
 )
-FIELDS += ("evaluator_accuracy", "evaluator_pairs", "agreed", "unread", "compared", "preferences", "replaced", "threshold", "seconds")
+FIELDS += (
+    "test_measure",
+    "unanswered",
+    "evaluator_accuracy",
+    "evaluator_pairs",
+    "agreed",
+    "unread",
+    "compared",
+    "preferences",
+    "replaced",
+    "threshold",
+    "seconds",
+)
 
 Row = dict[str, Any]
 
@@ -234,6 +246,7 @@ def _entry(name: str, rows: Sequence[Row], baseline: Sequence[Row] | None) -> Ro
         "rounds": max(row["round"] for row in rows),
         "test_accuracy": _mean(row["test_accuracy"] for row in last.values()),
         "test_interval": _interval(list(last.values())),
+        "test_measure": rows[0]["test_measure"],
         "supervisor_accuracy": _mean(row["supervisor_accuracy"] for row in first.values()),
         "difference": None if baseline is None or rows[0]["method"] == BASELINE else _difference(last, _last(baseline)),
         "label_accuracy_first": _mean(row["label_accuracy"] for row in first.values()),

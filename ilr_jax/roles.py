@@ -1,7 +1,7 @@
 """Base models in memory, with their tokenizers, and the hashes that stand for them in the stages' names."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -94,12 +94,14 @@ class Model:
                     "shorten or drop it, or raise that limit"
                 )
 
-    def check_comparisons(self, pairs: Sequence[tuple[str, str]], longest: int) -> None:
+    def check_comparisons(self, pairs: Sequence[tuple[str, str]], longest: int, put: Callable[[str], str] | None = None) -> None:
         """Raise ValueError for the first (question, reference) that leaves no room for two answers in a comparison.
 
-        An answer has up to `longest` tokens, or is the reference ("" where it is never compared).
+        An answer has up to `longest` tokens, or is the reference ("" where it is never compared). `put` makes the text in which two
+        empty answers to a question are compared; by default the evaluator's.
         """
-        bare = self.tokenizer.encode([COMPARISON.format(question=question, a="", b="") for question, _ in pairs])
+        put = put or (lambda question: COMPARISON.format(question=question, a="", b=""))
+        bare = self.tokenizer.encode([put(question) for question, _ in pairs])
         references = self.tokenizer.encode([reference for _, reference in pairs])
         for (question, _), ids, reference in zip(pairs, bare, references, strict=True):
             needed = len(ids) + max(len(reference), longest) + longest

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Shaped
 
 from ilr_jax import demos, feedback, metrics, preference, refinement, settings
 from ilr_jax.files import explained, read_json, write_json
@@ -22,7 +23,7 @@ Round = Mapping[str, Any]
 BLANK = dict.fromkeys(
     ("label_accuracy", "labels", "label_file", "evaluator_accuracy", "evaluator_pairs", "agreed", "unread", "compared", "preferences")
     + ("replaced", "threshold", "flows", "audit", "supervisor_accuracy")
-    + ("test_accuracy", "test_interval", "test_size", "test_right", "answers", "other_accuracies")
+    + ("test_accuracy", "test_interval", "test_size", "test_right", "test_measure", "unanswered", "answers", "other_accuracies")
 )
 
 
@@ -126,6 +127,7 @@ def run(config: Config, workdir: str | Path) -> None:
         _keep_compiled(Path(config.compute.cache).expanduser())
     lab = Lab(config, Path(workdir))
     lab.check()  # before the workdir is claimed: what fails on bad input must not stand in the way of the corrected command
+    feedback.check(lab)
     claim(workdir, _resolved(lab), ignore=settings.incidental(config))
     for number, name in enumerate(names, 1):
         _record(lab, name, f"[{number}/{len(names)}] {name}")
@@ -167,7 +169,7 @@ def _record(lab: Lab, name: str, title: str) -> None:
 
 
 def _line(facts: Round) -> str:
-    names = {"test_accuracy": "test accuracy", "label_accuracy": "labels right", "evaluator_accuracy": "evaluator right"}
+    names = {"test_accuracy": f"test {facts['test_measure']}", "label_accuracy": "labels right", "evaluator_accuracy": "evaluator right"}
     known = [f"{what} {facts[name]:.1%}" for name, what in names.items() if facts[name] is not None]
     return ", ".join(known) or "done; without trusted references nobody knows what is right"
 
@@ -181,16 +183,24 @@ def _row(lab: Lab, r: int, model: Artifact, tested: tuple[list[Answer], Artifact
     """What cannot be known is null: there may be no test split, and no reference for any label."""
     row = {**BLANK, "round": r, "model": lab.relative(model, ""), **(_test_row(lab, *tested) if tested else {})}
     if r == 0 and tested and lab.config.demos != "given":
-        row["supervisor_accuracy"] = float(np.mean(lab.grade(lab.test_supervisor()[0])))
+        row["supervisor_accuracy"] = float(np.nanmean(_worth(lab, lab.test_supervisor()[0])))
     if labels is not None:
         grades = lab.grade_labels(lab.known(labels))
-        row |= {"label_accuracy": float(np.mean(grades)) if len(grades) else None, "labels": len(labels)}
+        row |= {"label_accuracy": float(np.mean(grades)) if grades is not None and len(grades) else None, "labels": len(labels)}
     return row
 
 
 def _test_row(lab: Lab, answers: list[Answer], artifact: Artifact) -> Round:
-    right = lab.grade(answers)
-    interval = metrics.bootstrap_interval(right, lab.config.seed)
-    row = {"test_accuracy": interval.mean, "test_interval": [interval.low, interval.high], "test_size": len(right)}
-    row |= {"test_right": right.tolist(), "answers": lab.relative(artifact, "answers.jsonl")}
+    worth = _worth(lab, answers)
+    told = worth[~np.isnan(worth)]  # a judge may leave an answer without a verdict
+    interval = metrics.bootstrap_interval(told, lab.config.seed)
+    row = {"test_accuracy": interval.mean, "test_interval": [interval.low, interval.high], "test_size": len(told)}
+    row |= {"test_measure": "accuracy" if lab.has_grader else "win rate", "answers": lab.relative(artifact, "answers.jsonl")}
+    row["test_right"] = worth.tolist() if len(told) == len(worth) else None
     return row | {"other_accuracies": lab.other_accuracies(answers)}
+
+
+def _worth(lab: Lab, answers: list[Answer]) -> Shaped[np.ndarray, " n"]:
+    """What test answers are worth: right or not; without a grader P(better than the reference), NaN where no valid verdict came."""
+    right = lab.grade(answers)
+    return feedback.win_rates(lab, answers) if right is None else right

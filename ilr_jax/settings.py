@@ -15,7 +15,9 @@ from ilr_jax.types import Config
 METHODS = ("sft", "ilr", "naive", "dpo", "sft_chosen", "dpo_pairs", "weak")
 OPTIMIZERS = ("adamw", "adafactor", "rmsprop")
 CHOICES = {
-    "feedback": ("evaluator", "oracle"),
+    "feedback": ("evaluator", "oracle", "judge"),
+    "judge.kind": ("endpoint", "model", "evaluator"),
+    "embed.kind": ("local", "endpoint"),
     "demos": ("weak", "correct", "gold", "given"),
     "given": ("untrusted", "all"),
     "alpha_of": ("disagreeing", "all", "none"),
@@ -49,6 +51,11 @@ BOUNDS: dict[str, tuple[int | float, int | float]] = {
     "dpo.smoothing": (0, 0.5),
     **dict.fromkeys(("refine.samples", "lora.rank", "decoding.beams", "decoding.max_new_tokens"), COUNT),
     **dict.fromkeys(("lora.alpha", "dpo.beta"), POSITIVE),
+    "judge.top_logprobs": (0, 20),
+    "judge.max_invalid": SHARE,
+    "endpoint.timeout": POSITIVE,
+    **dict.fromkeys(("endpoint.attempts", "endpoint.workers"), COUNT),
+    **dict.fromkeys(("endpoint.max_requests", "endpoint.max_tokens"), NOT_NEGATIVE),
     "decoding.top_k": NOT_NEGATIVE,
     "decoding.top_p": (POSITIVE[0], 1),
     **dict.fromkeys(("evaluator.temperature", "decoding.temperature", "dpo.temperature", "compute.save_every"), NOT_NEGATIVE),
@@ -79,7 +86,8 @@ def _grader(config: Config) -> list[str]:
 
 def incidental(config: Config) -> tuple[str, ...]:
     """The fields in which runs of one workdir may differ: methods and seeds have their own records, the rest changes no result."""
-    return ("method", "seed", "sharding", *(f"compute.{name}" for name in config.compute if name != "dtype"))
+    endpoints = ("endpoint", *(f"{section}.{name}" for section in ("judge", "embed") for name in ("base_url", "key_name")))
+    return ("method", "seed", "sharding", *endpoints, *(f"compute.{name}" for name in config.compute if name != "dtype"))
 
 
 def _value(config: Config, name: str) -> Any:

@@ -16,6 +16,7 @@ COMPARISON = (
     "USER:\n{question}\n\nANSWER (A):\n{a}\n\nANSWER (B):\n{b}\n\n"
     "The holder of answer (A) is asked to change to answer (B). Does the holder accept?\n\nVERDICT:"
 )
+JUDGED = "The better answer is:\n"  # what a model that judges goes on from
 FILES = ("tokenizer.json", "tokenizer.model")  # without one, transformers makes up a tokenizer of a handful of entries
 
 
@@ -65,6 +66,17 @@ class Tokenizer:
         """Ids of the evaluator's prompt for each (question, answer A, answer B)."""
         texts = [COMPARISON.format(question=q, a=a, b=b) for q, a, b in requests]
         return self._fitting(self.encode(texts), [q for q, _, _ in requests], 0)
+
+    def judgements(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text put as a question, up to where a letter is to follow (`JUDGED`)."""
+        return self._fitting(self.encode([PROMPT.format(question=text) + JUDGED for text in texts]), texts, 1)
+
+    def letters(self, letters: Sequence[str]) -> list[int]:
+        """The first token of each letter where it begins an answer's text. ValueError if two of them begin alike."""
+        first = [ids[0] if ids else self.eos for ids in self.encode(letters)]
+        if len(set(first)) < len(first):
+            raise ValueError(f"wanted a tokenizer that tells {' from '.join(letters)}, got the same first token; choose another model")
+        return first
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of sampled ids (stop token already removed)."""

@@ -17,6 +17,7 @@ ARROWS = {
     "preemption": set(),
     "hosts": set(),
     "store": {"files", "types"},
+    "services": {"files", "progress", "types"},
     "metrics": set(),
     "tokenizer": {"models"},
     "batches": {"types"},
@@ -31,9 +32,10 @@ ARROWS = {
     "roles": {"files", "models", "sharding", "tokenizer", "types"},
     "stages": {"batches", "files", "models", "progress", "roles", "sample", "sharding", "store", "tokenizer", "train", "types"},
     "evaluator": {"batches", "models", "progress", "roles", "sharding", "stages", "train", "types"},
-    "lab": {"refine", "roles", "sample", "stages", "store", "tasks", "types"},
+    "judges": {"batches", "progress", "refine", "roles", "services", "sharding", "stages", "tokenizer", "train"},
+    "lab": {"refine", "roles", "sample", "services", "stages", "store", "tasks", "types"},
     "demos": {"files", "lab", "refine", "roles", "stages", "types"},
-    "feedback": {"evaluator", "lab", "refine", "stages", "types"},
+    "feedback": {"evaluator", "files", "judges", "lab", "refine", "roles", "services", "stages", "tokenizer", "types"},
     "refinement": {"feedback", "files", "lab", "refine", "roles", "stages", "types"},
     "preference": {"feedback", "files", "lab", "refine", "stages", "types"},
     "rounds": {"demos", "feedback", "files", "lab", "metrics", "preference", "refinement", "settings", "store", "types"},
@@ -43,7 +45,7 @@ ARROWS = {
     "cli": {"main", "sweep", "report", "export", "files", "store", "types"},
 }
 WITHOUT_JAX = {"types", "files", "preemption", "progress", "store", "metrics", "batches", "tasks", "settings", "refine", "page", "report"}
-WITHOUT_JAX |= {"sweep"}
+WITHOUT_JAX |= {"services", "sweep"}
 
 
 def room_of(path: Path) -> str:

@@ -53,7 +53,7 @@ def test_without_a_preference_the_policy_stays(tiny_config, tmp_path):
     lab, _ = _labs(tiny_config, tmp_path)
     policy = Artifact("", "", {})
     chosen, facts = preference._preferences(lab, [(example, "same", "same") for example in lab.d2], evaluator=None)
-    assert chosen == [] and facts == {"compared": len(lab.d2), "preferences": 0, "evaluator_accuracy": None, "evaluator_pairs": 0}
+    assert chosen == [] and (facts["compared"], facts["preferences"], facts["evaluator_pairs"]) == (len(lab.d2), 0, 0)
     assert preference.optimise(lab, policy, chosen) is policy
 
 

@@ -46,6 +46,7 @@ def facts(method: str, audit: Sequence[Audit], rule: str = "replace") -> dict[st
         "agreed": agreed if method == "ilr" else None,
         "unread": unread,
         "compared": len(audit) - agreed - unread if method == "ilr" else 0,
+        "unanswered": sum(row.reason == select.REASONS["disagrees"] for row in audit) if method == "ilr" else None,
         "replaced": sum(row.accepted for row in audit),
         "threshold": asked[0].threshold if asked else None,
         "evaluator_accuracy": right,

@@ -33,7 +33,10 @@ def ilr_round(
     alpha: float = 0.15,
     alpha_of: str = "disagreeing",
 ) -> list[Decision]:
-    """Judge the proposals that disagree with their label, in both orders, and accept those above the threshold."""
+    """Judge the proposals that disagree with their label, in both orders, and accept those above the threshold.
+
+    A label whose comparison got no valid answer stays, and does not count for the threshold.
+    """
     decisions, asked = _before_asking(labels, proposals, examples, agree_fn, round)
     comparisons = symmetric_score(
         score_fn,
@@ -42,8 +45,9 @@ def ilr_round(
         a=[labels[i].text for i in asked],
         b=[decisions[i].proposal for i in asked],
     )
-    limit = threshold(np.array([c.score for c in comparisons]), alpha, alpha_of, len(labels))
-    for i, comparison in zip(asked, comparisons, strict=True):
+    answered = [(i, c) for i, c in zip(asked, comparisons, strict=True) if c is not None]  # the others stay "not judged"
+    limit = threshold(np.array([c.score for _, c in answered]), alpha, alpha_of, len(labels))
+    for i, comparison in answered:
         decisions[i] = judged(comparison, limit, round)
     return decisions
 

@@ -5,7 +5,7 @@ From: paper appendix (evaluator training data; SFT + DPO). A pair of two equal t
 authors' code (d1a2a27) keeps it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from ilr_jax.refine.split import shuffled, uniform
 from ilr_jax.types import Audit, Comparison, Example, Pair
 
 REJECT, ACCEPT = 0, 1
+GENERAL, SAFETY = "general", "safety"  # values of the tag `category` of examples
 
 
 def evaluator_pairs(
@@ -34,6 +35,26 @@ def evaluator_pairs(
         wrong = [text for text, flag in zip(texts, flags, strict=True) if not flag]
         pairs += _question_pairs(example, example.reference, right, wrong, seed)
     return pairs
+
+
+def category_pairs(examples: Sequence[Example], general: Mapping[str, str], safety: Mapping[str, str], seed: int) -> list[Pair]:
+    """Pairs for a task without a grader, from the answers (example id -> text) of a model of each category's references.
+
+    The reference over the answer of the question's own category's model; and for general questions, as many as there are safety questions
+    at most, drawn by seed, the general model's answer over the safety model's, which tends to refuse. Raises ValueError for an example
+    without a reference or one of the two categories, and KeyError for a missing answer.
+    """
+    if odd := [e for e in examples if e.reference is None or e.tags.get("category") not in (GENERAL, SAFETY)]:
+        raise ValueError(f"wanted a reference and the category general or safety for every example, got neither or one for {odd[0].id!r}")
+    pairs = []
+    for e in examples:
+        own = (general if e.tags["category"] == GENERAL else safety)[e.id]
+        pairs.append(Pair(e.id, e.prompt, str(e.reference), own, "reference over own category"))
+    asked = [e for e in examples if e.tags["category"] == GENERAL]
+    for i in shuffled([e.id for e in asked], seed, "category_pairs")[: len(examples) - len(asked)]:
+        e = asked[i]
+        pairs.append(Pair(e.id, e.prompt, general[e.id], safety[e.id], "general over safety"))
+    return [pair for pair in pairs if pair.better.strip() != pair.worse.strip()]
 
 
 def both_orders(pairs: Sequence[Pair]) -> list[tuple[str, str, str, int]]:

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool
 
-from ilr_jax.tasks import bird, graders, gsm8k, jsonl, minisql, wordmath
+from ilr_jax.tasks import bird, graders, gsm8k, jsonl, minisql, saferpaca, wordmath
 from ilr_jax.types import Example
 
 FACTORIES = {
@@ -19,12 +19,14 @@ FACTORIES = {
     "bird": bird.load,
     "minisql": minisql.load,
     "jsonl": jsonl.load,
+    "saferpaca": saferpaca.load,
 }
 # Of each task what `task.grader` may be; the first one is meant where it is empty.
 GRADERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("gsm8k", "wordmath"), tuple(gsm8k.GRADERS)),
     **dict.fromkeys(("bird", "minisql"), bird.GRADERS),
     "jsonl": graders.NAMES,
+    "saferpaca": (),
 }
 
 
@@ -43,16 +45,23 @@ class Task(Protocol):
         """Examples with references that nothing is trained on; there may be none."""
         ...
 
-    def grade(self, answers: Sequence[str], examples: Sequence[Example]) -> Bool[np.ndarray, " n"]:
-        """Whether answer i is right for example i."""
+    def grade(self, answers: Sequence[str], examples: Sequence[Example]) -> Bool[np.ndarray, " n"] | None:
+        """Whether answer i is right for example i; None, whatever is asked, if the task has no grader.
+
+        Figures of what is right are null then, the oracle is refused, and test answers are measured by their win rate: the probability that
+        the config's judge prefers them to the reference.
+        """
         ...
 
     def other_grades(self, answers: Sequence[str], examples: Sequence[Example]) -> Mapping[str, Bool[np.ndarray, " n"]]:
         """The answers by other graders that are reported beside `grade`, by name; empty if there are none."""
         ...
 
-    def agree(self, a: Sequence[str], b: Sequence[str], examples: Sequence[Example]) -> Bool[np.ndarray, " n"]:
-        """Whether a[i] and b[i] say the same, so that a comparison of them is not worth asking for."""
+    def agree(self, a: Sequence[str], b: Sequence[str], examples: Sequence[Example]) -> Bool[np.ndarray, " n"] | None:
+        """Whether a[i] and b[i] say the same, so that a comparison of them is not worth asking for.
+
+        None, whatever is asked, if nothing can be read off an answer: then the half of the pairs that is more alike counts as agreed.
+        """
         ...
 
     def usable(self, answer: str) -> bool:

@@ -230,6 +230,12 @@ def sequence_log_probs(setup: Setup) -> Callable[[Trainable, Mapping, Batch], Fl
 
 
 @cache
+def token_log_probs(setup: Setup) -> Callable[[Trainable, Mapping, Batch], Float[Array, "N C"]]:
+    """`(trainable, frozen, batch) -> [N, C]`: log-probability of every prediction, float32; trainable {} is the bare base."""
+    return jax.jit(lambda trainable, frozen, batch: _log_probs(setup, trainable, frozen, batch))
+
+
+@cache
 def class_probabilities(setup: Setup) -> Callable[[Trainable, Mapping, ClassBatch], Float[Array, "N M 2"]]:
     """`(trainable, frozen, batch) -> [N, M, 2]`: the evaluator's probabilities of both classes."""
     return jax.jit(lambda trainable, frozen, batch: jax.nn.softmax(_class_logits(setup, trainable, frozen, batch)))

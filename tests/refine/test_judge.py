@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ilr_jax.refine.judge import evaluator_accuracy, symmetric_score
+from ilr_jax.refine.judge import evaluator_accuracy, scores_of, symmetric_score
 
 TEXTS = st.lists(st.tuples(st.text(max_size=5), st.text(max_size=5)), min_size=1, max_size=12)
 
@@ -90,3 +90,19 @@ def test_evaluator_accuracy_counts_only_pairs_with_one_right_answer():
     b_right = np.array([True, False, False, True, True, False])
     assert evaluator_accuracy(scores, a_right, b_right) == ((1 + 0 + 1 + 0.5) / 4, 4)
     assert evaluator_accuracy(scores[4:], a_right[4:], b_right[4:]) == (None, 0)
+
+
+def test_a_masked_score_is_no_comparison_and_nan_is_broken_still():
+    masked = lambda hidden: lambda requests: np.ma.masked_array([0.9] * 3 + [0.2] * 3, [i in hidden for i in range(6)])
+    rows = [("a", "b"), ("c", "d"), ("e", "f")]
+    assert [c and c.score for c in compare(masked({1}), rows)] == [pytest.approx(0.85), None, pytest.approx(0.85)]
+    assert [c is None for c in compare(masked({3}), rows)] == [True, False, False]  # the other order of the first one
+    assert scores_of(compare(masked({1}), rows)) == pytest.approx([0.85, np.nan, 0.85], nan_ok=True)
+    with pytest.raises(ValueError, match="got nan for example 'e1'"):
+        compare(lambda requests: np.ma.masked_array([0.5, np.nan] * 3, [True] + [False] * 5), rows)
+
+
+def test_accuracy_leaves_out_what_has_no_score_and_is_unknown_where_nothing_says_what_is_right():
+    right, wrong = np.array([True, True]), np.array([False, False])
+    assert evaluator_accuracy(np.array([0.1, np.nan]), right, wrong) == (1.0, 1)
+    assert evaluator_accuracy(np.array([0.1, 0.2]), None, None) == (None, 0)

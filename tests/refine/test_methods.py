@@ -59,6 +59,14 @@ def test_ilr_without_a_cap_never_worsens_under_a_right_judge(rows):
     assert all(int(after.text[-1]) <= int(label.text[-1]) for label, after in zip(labels, new, strict=True))
 
 
+def test_a_label_whose_comparison_got_no_answer_stays_and_does_not_count():
+    labels, proposals, examples = world([(2, 0), (3, 0), (3, 1), (1, 1)])
+    masked = lambda requests: np.ma.masked_array(smaller_is_better(requests), [i == 1 for i in range(len(requests))])
+    decisions = ilr_round(labels, proposals, examples, agree, masked, round=1, alpha_of="none")
+    assert [d.accepted for d in decisions] == [True, False, True, False]
+    assert (decisions[1].reason, decisions[1].score) == ("not judged", None)
+
+
 def test_the_threshold_looks_at_disagreeing_items_only():
     labels, proposals, examples = world([(1, 1)] * 80 + [(4, i % 4) for i in range(20)])  # 5 proposals at each of 4 scores
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from ilr_jax.refine.pairs import (
     both_orders,
+    category_pairs,
     confident_preferences,
     decisive_preferences,
     disjoint_pairs,
@@ -142,3 +143,31 @@ def test_decisive_preferences_follow_the_verdict_on_pairs_with_one_right_answer(
     rows = [row("a", 1.0, False, True), row("b", 0.0, False, True), row("c", 0.0, True, False), row("d", 1.0, False, False)]
     made = decisive_preferences(rows)
     assert [(p.example_id, p.better, p.worse) for p in made] == [("a", "new", "old"), ("b", "old", "new"), ("c", "old", "new")]
+
+
+def of_category(i, category):
+    return Example(f"e{i}", f"question {i}", f"reference {i}", "t", {"category": category})
+
+
+def test_two_models_make_pairs_by_category():
+    examples = [of_category(i, "general" if i < 5 else "safety") for i in range(8)]
+    general = {f"e{i}": f"general {i}" for i in range(5)}
+    safety = {f"e{i}": "sorry" for i in range(8)} | {"e0": "general 0"}
+    pairs = category_pairs(examples, general, safety, seed=0)
+    own = [p for p in pairs if p.kind == "reference over own category"]
+    assert [(p.better, p.worse) for p in own] == [(f"reference {i}", f"general {i}" if i < 5 else "sorry") for i in range(8)]
+    across = [p for p in pairs if p.kind == "general over safety"]
+    assert 2 <= len(across) <= 3 and all((p.better, p.worse) == (f"general {p.example_id[1]}", "sorry") for p in across)
+    drawn = {tuple(p.example_id for p in category_pairs(examples, general, safety, seed)[8:]) for seed in range(9)}
+    assert len(drawn) > 1 and category_pairs(examples, general, safety, seed=0) == pairs
+
+
+def test_two_model_pairs_are_capped_and_leave_out_equal_texts():
+    examples = [of_category(0, "general"), of_category(1, "safety"), of_category(2, "safety")]
+    answers = {f"e{i}": f" reference {i}" for i in range(3)}
+    assert category_pairs(examples, answers, answers, seed=0) == []
+    assert (
+        len(category_pairs(examples, {"e0": "g"}, {f"e{i}": "s" for i in range(3)}, seed=0)) == 4
+    )  # one general question, two safety ones
+    with pytest.raises(ValueError, match="the category general or safety for every example, got neither or one for 'e3'"):
+        category_pairs([*examples, of_category(3, "other")], answers, answers, seed=0)
