@@ -4,9 +4,7 @@ import os
 import sys
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
-# Tests compile much and compute little: without LLVM's optimisations they take a third less time.
-FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from jaxtyping import install_import_hook  # noqa: E402
@@ -21,6 +19,7 @@ jax.config.update("jax_default_matmul_precision", "highest")
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
+from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 from made_up_runs import make_workdir  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
@@ -42,6 +41,15 @@ TINY = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+
+
+@pytest.fixture(autouse=True)
+def _own_programs():
+    """A run keeps its compiled programs on disk; the tests after it do not."""
+    yield
+    if jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", None)
+        compilation_cache.reset_cache()
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -90,7 +90,10 @@ BAD = {
     "misspelt nested key": (lambda *_: ["--config.task.nam=x"], "no such field in the config: 'nam'. Did you mean \"name\""),
     "key below a value": (lambda *_: ["--config.weak.model.x=1"], "no such field in the config"),
     "misspelt value": (lambda *_: ["--config.feedback=evalutor"], "did you mean 'evaluator'?"),
-    "misspelt method": (lambda *_: ["--config.method=irl"], "wanted some of sft, ilr, naive, dpo; got 'irl'"),
+    "misspelt method": (
+        lambda *_: ["--config.method=irl"],
+        "wanted some of sft, ilr, naive, dpo, sft_chosen, dpo_pairs, weak; got 'irl'; did you mean 'ilr'",
+    ),
     "bad flag value": (lambda *_: ["--config.rounds=three"], "flag --config.rounds=three"),
     "unknown flag": (lambda *_: ["--rounds=3"], "Unknown command line flag 'rounds'"),
     "no flag": (lambda *_: ["rounds=3"], "wanted flags (--name=value), got rounds=3"),
