@@ -3,8 +3,8 @@
 Command:   ILR_BIRD_PATH=DATABASES python -m ilr_jax.main --config=configs/bird.py --config.task.path=FOLDER --workdir=runs/bird
            (FOLDER: BIRD's own, with train.json and dev.json, or one that datasets.save_to_disk wrote, with columns question, answer,
            db_schema and db_name; DATABASES: where NAME/NAME.sqlite are, needless if FOLDER holds them)
-Hardware:  a device that holds 70 billion parameters in bfloat16, 140 GB, beside Gemma-2B and the evaluator's training state; models are not
-           spread over several devices. On 80 GB: --config.strong.model=meta-llama/Meta-Llama-3-8B --config.strong.optimizer=adamw
+Hardware:  devices of one machine that together hold 70 billion parameters in bfloat16, 140 GB, and what trains (docs/scale.md); untried. On
+           one of 80 GB: --config.strong.model=meta-llama/Meta-Llama-3-8B --config.strong.optimizer=adamw
 Hours:     not measured by this project
 Expected:  paper, figure 3: test accuracy rises over SFT by ILR with unreliable feedback, and does not by DPO. Both graders are reported
 """

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ilr_jax.files import encode, read_json, write_bytes
 
@@ -36,6 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def entry() -> NoReturn:
+    """The console script."""
+    code = main()
+    from ilr_jax.main import leave
+
+    leave(code)
 
 
 def parser() -> argparse.ArgumentParser:

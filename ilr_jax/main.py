@@ -4,8 +4,10 @@ Example: python -m ilr_jax.main --config=configs/quickstart.py --config.method=i
 Every field of the config is a flag, `--config.rounds=3`; a misspelt one is an error that names the nearest.
 """
 
+import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -55,6 +57,15 @@ def run(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def leave(code: int) -> NoReturn:
+    """End the process. An interrupted one ends on the spot: XLA may be compiling on its own threads, and would crash on the way out."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code in (130, 143):
+        os._exit(code)
+    sys.exit(code)
+
+
 def parse(argv: list[str]) -> None:
     """Set the flags. ValueError for one that is unknown, missing or bad, and for a field that the config does not have."""
     app.define_help_flags()
@@ -99,4 +110,4 @@ def _reason(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run())
+    leave(run())

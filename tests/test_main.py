@@ -219,3 +219,13 @@ def test_help_tells_what_the_flags_are():
 def test_ilr_run_returns_the_code(monkeypatch):
     monkeypatch.setattr(main, "run", lambda argv: 2)
     assert cli.main(["run"]) == 2
+
+
+@pytest.mark.parametrize(("code", "ends"), ((0, "exit"), (2, "exit"), (130, "_exit"), (143, "_exit")))
+def test_an_interrupted_process_ends_on_the_spot(monkeypatch, code, ends):
+    """While XLA compiles on threads of its own, the ordinary way out crashes."""
+    seen = []
+    monkeypatch.setattr("os._exit", lambda code: seen.append(("_exit", code)))
+    monkeypatch.setattr("sys.exit", lambda code: seen.append(("exit", code)))
+    main.leave(code)
+    assert seen[0] == (ends, code)
