@@ -224,8 +224,18 @@ def test_ilr_run_returns_the_code(monkeypatch):
 @pytest.mark.parametrize(("code", "ends"), ((0, "exit"), (2, "exit"), (130, "_exit"), (143, "_exit")))
 def test_an_interrupted_process_ends_on_the_spot(monkeypatch, code, ends):
     """While XLA compiles on threads of its own, the ordinary way out crashes."""
-    seen = []
-    monkeypatch.setattr("os._exit", lambda code: seen.append(("_exit", code)))
-    monkeypatch.setattr("sys.exit", lambda code: seen.append(("exit", code)))
-    main.leave(code)
-    assert seen[0] == (ends, code)
+
+    class Ended(BaseException):
+        pass
+
+    def ended(name):
+        def end(code):
+            raise Ended(name, code)
+
+        return end
+
+    monkeypatch.setattr("os._exit", ended("_exit"))
+    monkeypatch.setattr("sys.exit", ended("exit"))
+    with pytest.raises(Ended) as seen:
+        main.leave(code)
+    assert seen.value.args == (ends, code)
