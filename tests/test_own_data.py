@@ -109,7 +109,7 @@ def test_a_demonstration_too_long_to_compare_is_refused_at_once(own, tmp_path):
     rows = [{**row, "trusted": i < 4} for i, row in enumerate(noisy(8))]
     rows[6]["answer"] = "so " * 400
     with pytest.raises(ValueError, match="comparing two answers to the question that begins 'What is 6.6"):
-        Lab(own(rows), tmp_path).check()
+        feedback.check(Lab(own(rows), tmp_path))
 
 
 def test_a_changed_reference_is_another_stage(own, tmp_path):
