@@ -102,9 +102,9 @@ def weak(lab: Lab) -> Iterator[Round]:
     """The supervisors alone: the weak model on the test split, its labels, and the evaluator on comparisons held out from its training."""
     labels, facts = demos.first_labels(lab)
     row = _row(lab, 0, lab.weak_supervisor(), lab.test_supervisor() if lab.tests else None, labels)
-    if judge := feedback.source(lab):
-        held_out = judge.manifest["metrics"]
-        row |= {"evaluator_accuracy": held_out["validation_accuracy"], "evaluator_pairs": held_out["held_out"]}
+    judge = feedback.source(lab)
+    held_out = judge.manifest["metrics"] if judge else {}  # a judge that is no evaluator was not trained
+    row |= {"evaluator_accuracy": held_out.get("validation_accuracy"), "evaluator_pairs": held_out.get("held_out")}
     yield {**row, **facts}
 
 

@@ -133,9 +133,10 @@ def test_one_of_our_models_judges_by_the_token_that_it_would_write_next(tiny_mod
 
 def test_a_run_with_one_of_our_models_as_judge(saferpaca, workdir, tmp_path):
     folder = write_model(tmp_path / "judge", "mistral", seed=7, max_position_embeddings=4096)
-    config = saferpaca(method="sft", feedback="judge", judge__kind="model", judge__model=str(folder))
-    (row,) = run(config, workdir)["sft"]
-    assert row["test_measure"] == "win rate" and 0 < row["test_accuracy"] < 1
+    config = saferpaca(method="sft,weak", feedback="judge", judge__kind="model", judge__model=str(folder))
+    found = run(config, workdir)
+    for (row,) in found.values():
+        assert row["test_measure"] == "win rate" and 0 < row["test_accuracy"] < 1 and row["evaluator_accuracy"] is None
     (who,) = [read_json(path) for path in workdir.glob("stages/judge-*/judge.json") if read_json(path)["kind"] == "model"]
     assert who["prompt"] == verdicts.version() and len(who["model"]) == 64
 

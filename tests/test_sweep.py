@@ -123,19 +123,25 @@ def tiny_flags(tiny_models):
     names += ("compute.slots", "compute.beam_batch", "compute.cache")
     flat = {name: config[name] if "." not in name else config[name.split(".")[0]][name.split(".")[1]] for name in names}
     ours = [f"--config.{name}={value}" for name, value in flat.items()]
-    return [CONFIG, *ours, "--config.method=sft,ilr", "--config.demos=gold", "--config.feedback=oracle"]
+    return [CONFIG, *ours, "--config.method=sft", "--config.demos=gold", "--config.feedback=oracle"]
 
 
 def test_points_of_the_tiny_experiment_share_what_their_fields_do_not_change(tiny_flags, tmp_path, monkeypatch):
     """Two points and two seeds: one weak supervisor a seed; and a point's workdir is like any other."""
     monkeypatch.chdir(ROOT)
-    assert sweep.run([*tiny_flags, f"--workdir={tmp_path}", "--grid=refine.proposer=cross,same", "--seeds=0,1", "--jobs=2"]) == 0
+    assert sweep.run([*tiny_flags, f"--workdir={tmp_path}", "--grid=strong.epochs=1,2", "--seeds=0,1", "--jobs=2"]) == 0
     made = [path.name.rsplit("-", 1)[0] for path in (tmp_path / "stages").iterdir()]
-    assert (made.count("weak"), made.count("weak-test"), made.count("folds"), made.count("proposals")) == (2, 2, 2, 4)
-    point = tmp_path / "points" / "refine.proposer=same"
-    record = json.loads((point / "runs" / "ilr-seed1.json").read_text())
-    assert record["finished"] and record["config"]["refine"]["proposer"] == "same" and (point / record["rounds"][1]["audit"]).exists()
+    assert (made.count("weak"), made.count("weak-test"), made.count("first-labels"), made.count("sft"), made.count("test")) == (
+        2,
+        2,
+        2,
+        4,
+        4,
+    )
+    point = tmp_path / "points" / "strong.epochs=2"
+    record = json.loads((point / "runs" / "sft-seed1.json").read_text())
+    assert record["finished"] and record["config"]["strong"]["epochs"] == 2 and (point / record["rounds"][0]["label_file"]).exists()
     assert cli.main(["status", str(point)]) == cli.main(["report", str(point)]) == 0
     entries = read_json(tmp_path / "results.json")["points"]
-    assert [(e["method"], e["seeds"]) for e in entries] == [("sft", [0, 1]), ("ilr", [0, 1])] * 2
+    assert [(e["point"], e["method"], e["seeds"]) for e in entries] == [(f"strong.epochs={n}", "sft", [0, 1]) for n in (1, 2)]
     assert all(e["test_interval"] for e in entries)
