@@ -162,6 +162,14 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} {value!r}")
 
 
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The fields of nested sections by dotted name; an empty section is a value."""
+    found = {}
+    for name, value in config.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else {f"{prefix}{name}": value}
+    return found
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     with explained(path, "read"), open(path, "rb") as file:

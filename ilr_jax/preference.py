@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ilr_jax import feedback, stages
+from ilr_jax import dpo, feedback
 from ilr_jax.files import read_rows, write_rows
 from ilr_jax.lab import Facts, Lab
 from ilr_jax.refine import judge, pairs
@@ -57,4 +57,4 @@ def _preferences(lab: Lab, compared: Sequence[tuple[Example, str, str]], evaluat
 
 def optimise(lab: Lab, policy: Artifact, preferences: Sequence[Pair]) -> Artifact:
     """The policy after this round's DPO; as it was if nothing is preferred, as when all samples say the same."""
-    return stages.optimise(lab.bench, lab.model("strong"), policy, preferences) if preferences else policy
+    return dpo.optimise(lab.bench, lab.model("strong"), policy, preferences) if preferences else policy

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ilr_jax import metrics, page
-from ilr_jax.files import encode, explained, read_json, read_rows, write_bytes
+from ilr_jax.files import encode, explained, flat, read_json, read_rows, write_bytes
 from ilr_jax.types import Audit, Label
 
 BASELINE = "sft"
@@ -204,15 +204,7 @@ def _background(folder: str, name: str) -> Row:
             versions.setdefault(package, set()).add(str(version))
     found = {package: ", ".join(sorted(seen - {"None"})) for package, seen in sorted(versions.items())}
     evaluators = [manifest["metrics"] | {"key": manifest["key"][:12]} for manifest in manifests]
-    return {"name": name, "config": dict(_flat(config)), "evaluators": evaluators, "versions": {k: v for k, v in found.items() if v}}
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+    return {"name": name, "config": flat(config), "evaluators": evaluators, "versions": {k: v for k, v in found.items() if v}}
 
 
 def _series(rows: Sequence[Row]) -> dict[str, list[Row]]:

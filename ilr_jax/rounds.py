@@ -5,7 +5,7 @@ The work is in `demos`, `feedback`, `refinement` and `preference`, each piece on
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ilr_jax import demos, feedback, metrics, preference, refinement, settings
 from ilr_jax.files import explained, read_json, write_json
 from ilr_jax.lab import Lab
 from ilr_jax.store import claim
-from ilr_jax.types import Answer, Artifact, Config, Label
+from ilr_jax.types import Answer, Artifact, Config, Label, Pair
 
 Round = Mapping[str, Any]
 BLANK = dict.fromkeys(
@@ -59,29 +59,31 @@ def naive(lab: Lab) -> Iterator[Round]:
         yield _measured(lab, r, lab.fine_tune(labels), labels=labels, **facts)
 
 
-def dpo(lab: Lab) -> Iterator[Round]:
-    """Preference optimisation on the same feedback: each round samples, compares, and trains the current adapter on."""
+def preferred(lab: Lab, spend: Callable[[Artifact, list[Pair], int], tuple[Artifact, list[Label] | None]]) -> Iterator[Round]:
+    """SFT, then each round the policy's samples, compared; `spend` makes the next policy of the preferences, and what it learnt from."""
     labels, facts = demos.first_labels(lab)
     policy = lab.fine_tune(labels)
     yield _measured(lab, 0, policy, labels=labels, **facts)
     judge = feedback.source(lab)
     for r in range(1, lab.config.rounds + 1):
         preferences, facts = preference.prefer(lab, policy, judge, r)
-        policy = preference.optimise(lab, policy, preferences)
-        yield _measured(lab, r, policy, **facts)
+        policy, learnt = spend(policy, preferences, r)
+        yield _measured(lab, r, policy, labels=learnt, **facts)
+
+
+def dpo(lab: Lab) -> Iterator[Round]:
+    """Preference optimisation on the same feedback: each round trains the current adapter on."""
+    return preferred(lab, lambda policy, preferences, r: (preference.optimise(lab, policy, preferences), None))
 
 
 def sft_chosen(lab: Lab) -> Iterator[Round]:
-    """DPO's comparisons without DPO: each round samples, compares, and fine-tunes from the base on the answers that are preferred."""
-    labels, facts = demos.first_labels(lab)
-    policy = lab.fine_tune(labels)
-    yield _measured(lab, 0, policy, labels=labels, **facts)
-    judge = feedback.source(lab)
-    for r in range(1, lab.config.rounds + 1):
-        preferences, facts = preference.prefer(lab, policy, judge, r)
+    """DPO's comparisons without DPO: each round fine-tunes from the base on the answers that are preferred."""
+
+    def spend(policy: Artifact, preferences: list[Pair], r: int) -> tuple[Artifact, list[Label] | None]:
         chosen = [Label(pair.example_id, pair.better, "sample", r) for pair in preferences]
-        policy = lab.fine_tune(chosen) if chosen else policy
-        yield _measured(lab, r, policy, labels=chosen or None, **facts)
+        return (lab.fine_tune(chosen), chosen) if chosen else (policy, None)
+
+    return preferred(lab, spend)
 
 
 def dpo_pairs(lab: Lab) -> Iterator[Round]:

@@ -60,10 +60,6 @@ class Layout:
         """Into how many pieces a logical axis is split."""
         return prod(self.mesh.shape[axis] for axis in dict(self.rules)[name])
 
-    def weight(self, path: str, ndim: int = 3) -> NamedSharding:
-        """How the weight at a dotted path is split."""
-        return self.sharding(*logical_axes(path, ndim))
-
 
 def paths(tree: Any) -> Any:
     """The tree with each leaf's dotted path in its place: names of keys and fields, numbers of items."""
@@ -79,7 +75,7 @@ def shardings(layout: Layout, tree: Any) -> Any:
     def one(path: str, leaf: Any) -> NamedSharding:
         match = WEIGHT.search(path)
         whole = match is None or kinds.get(match[0], leaf.shape) != leaf.shape
-        return layout.sharding(*(None,) * leaf.ndim) if whole else layout.weight(path, leaf.ndim)
+        return layout.sharding(*() if whole else logical_axes(path, leaf.ndim))
 
     return jax.tree.map(one, paths(tree), tree)
 

@@ -1,4 +1,4 @@
-"""What the methods are made of, each a stage on disk: fine-tune, answer, optimise preferences (the evaluator is in `evaluator`).
+"""What the methods are made of, each a stage on disk: fine-tune and answer (preferences are in `dpo`, the evaluator in `evaluator`).
 
 A stage is named by its settings and by hashes of the texts and weights that go in, so methods, rounds and runs that need the same work
 share it. Here everything is about models; what is asked of them and in which order is in `lab` and `rounds`.
@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from ilr_jax import batches, sharding, tokenizer
-from ilr_jax.batches import Epochs, Packing, Preference, Sample
-from ilr_jax.files import read_json, read_rows, write_json, write_rows
+from ilr_jax.batches import Epochs, Packing, Sample
+from ilr_jax.files import read_rows, write_rows
 from ilr_jax.models import lora
 from ilr_jax.models.config import ModelConfig
 from ilr_jax.models.lora import Lora
-from ilr_jax.progress import Progress
 from ilr_jax.roles import Model, fingerprint
 from ilr_jax.sample.beam import BeamSettings
 from ilr_jax.sample.generate import generate
@@ -31,10 +29,9 @@ from ilr_jax.store import Build, Store
 from ilr_jax.train import checkpoint, loop, state, steps
 from ilr_jax.train.optimizer import OptimizerConfig
 from ilr_jax.train.steps import Setup
-from ilr_jax.types import Answer, Artifact, Config, Example, Pair, Stage
+from ilr_jax.types import Answer, Artifact, Config, Example, Stage
 
 ADAPTERS, SNAPSHOTS = "adapters.safetensors", "snapshots.safetensors"
-SIDES = ("better", "worse")  # of a pair
 
 
 @dataclass
@@ -248,53 +245,3 @@ def _request_id(purpose: str, k: int, example: Example) -> int:
 def answers_of(artifact: Artifact) -> list[Answer]:
     """The rows that `answer` wrote."""
     return read_rows(Path(artifact.folder) / "answers.jsonl", Answer)
-
-
-def optimise(bench: Bench, model: Model, policy: Artifact, chosen: Sequence[Pair]) -> Artifact:
-    """DPO by `dpo.loss`: the adapter of `policy` trained on; the reference is that adapter as it was, or the base (`dpo.reference`)."""
-    section = bench.config.dpo
-    optimizer = bench.optimizer(section)
-    settings = {"optimizer": asdict(optimizer), "epochs": section.epochs, "batch": section.batch, "beta": section.beta}
-    settings |= {"loss": section.loss, "smoothing": section.smoothing}
-    settings |= {"lora": asdict(bench.lora), "max_length": bench.config.sft.max_length, "reference": section.reference}
-    reference = _reference(bench, model, policy, chosen)
-
-    def build(folder: Path) -> Mapping[str, Any]:
-        """Train on from the policy."""
-        start = load_adapters(bench, model, Path(policy.folder) / ADAPTERS, 1)
-        setup, pad = bench.setup(model, bench.lora), model.tokenizer.pad
-        sides = [tokenised(model, [(p.prompt, getattr(p, side)) for p in chosen]) for side in SIDES]
-        data = [Preference(*row) for row in zip(*sides, *reference, strict=True)]
-        epochs = Epochs((len(data),), section.batch, section.epochs, bench.config.seed)
-        at = batches.preferences(data, epochs, pad, bench.config.sft.max_length, bench.rows(section.batch))
-        begin = state.init(start, optimizer, epochs.totals, layout=bench.layout)
-        step = steps.dpo_step(setup, optimizer, section.beta, section.loss, section.smoothing)
-        done = fit(bench, "dpo", folder, step, begin, model.params, at, epochs.steps)
-        checkpoint.save_tree(folder / ADAPTERS, done.state.trainable)
-        return {"pairs": len(chosen), "steps": epochs.steps}
-
-    return bench.run("dpo", settings, _preferred(model, policy, chosen), build)
-
-
-def _preferred(model: Model, policy: Artifact, chosen: Sequence[Pair]) -> dict[str, str]:
-    return {"model": model.digest, "policy": policy.manifest["digest"], "pairs": fingerprint([asdict(pair) for pair in chosen])}
-
-
-def _reference(bench: Bench, model: Model, policy: Artifact, chosen: Sequence[Pair]) -> list[list[float]]:
-    """The reference's log-probabilities of the better answers and of the worse ones, computed once: a stage of its own."""
-    kind, limit = bench.config.dpo.reference, bench.config.sft.max_length
-
-    def build(folder: Path) -> None:
-        """Score both answers of every pair."""
-        tree = load_adapters(bench, model, Path(policy.folder) / ADAPTERS, 1) if kind == "previous" else {}
-        samples = [row for side in SIDES for row in tokenised(model, [(p.prompt, getattr(p, side)) for p in chosen])]
-        out, run = np.empty(len(samples)), steps.sequence_log_probs(bench.setup(model, bench.lora))
-        with Progress("dpo reference", len(samples), "answers") as progress:
-            for taken, batch in batches.likelihoods(samples, bench.rows(bench.config.compute.score_batch), model.tokenizer.pad, limit):
-                out[taken] = np.asarray(run(tree, model.params, sharding.put_rows(bench.layout, batch)))[: len(taken)]
-                progress.advance(len(taken))
-        write_json(folder / "log_probs.json", out.reshape(len(SIDES), -1).tolist())
-
-    settings = {"reference": kind, "lora": asdict(bench.lora), "max_length": limit}
-    artifact = bench.run("dpo-reference", settings, _preferred(model, policy, chosen), build)
-    return read_json(Path(artifact.folder) / "log_probs.json")

@@ -26,6 +26,7 @@ from ilr_jax.files import (
     StorageError,
     encode,
     explained,
+    flat,
     locked,
     read_json,
     read_rows,
@@ -124,7 +125,7 @@ def claim(workdir: str | Path, config: Mapping[str, Any], ignore: Sequence[str] 
     with locked(Path(workdir) / "partial" / "config.lock", "config.json"):
         if not path.exists():
             return write_json(path, config)
-    old, new = _flat(read_json(path)), _flat(json.loads(encode(config, "the config")))
+    old, new = flat(read_json(path)), flat(json.loads(encode(config, "the config")))
     names = [name for name in sorted({*old, *new}) if old.get(name, "(absent)") != new.get(name, "(absent)")]
     names = [name for name in names if not any(name == i or name.startswith(f"{i}.") for i in ignore)]
     if names:
@@ -251,10 +252,3 @@ def _version(package: str) -> str | None:
 
 def _seal(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(encode(manifest, MANIFEST)).hexdigest()
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in config.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
-    return flat

@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 
-from ilr_jax import demos, feedback, preference, refinement, rounds, stages
+from ilr_jax import demos, dpo, feedback, preference, refinement, rounds, stages
 from ilr_jax import evaluator as evaluators
 from ilr_jax.lab import Lab
 from ilr_jax.models.lora import ALL_LINEAR
@@ -185,13 +185,13 @@ def test_dpo_is_trained_with_its_own_settings(lab, monkeypatch):
     section = lab.config.dpo
     section.beta, section.learning_rate, section.batch, section.epochs, section.share = 0.7, 0.123, 3, 4, 0.5
     section.loss, section.smoothing = "robust", 0.2
-    monkeypatch.setattr(stages, "load_adapters", lambda *_: {"adapters": {"b": np.zeros((1, 2), np.float32)}})
-    monkeypatch.setattr(stages, "_reference", lambda *_: [[0.0] * 9] * 2)
+    monkeypatch.setattr(dpo, "load_adapters", lambda *_: {"adapters": {"b": np.zeros((1, 2), np.float32)}})
+    monkeypatch.setattr(dpo, "_reference", lambda *_: [[0.0] * 9] * 2)
     chosen = [Pair(str(i), "q", "a", "b") for i in range(9)]
-    monkeypatch.setattr(stages.batches, "preferences", lambda *_: None)
-    (_, optimizer, *loss), _ = caught(monkeypatch, "ilr_jax.stages.steps.dpo_step", lambda: preference.optimise(lab, POLICY, chosen))
+    monkeypatch.setattr(dpo.batches, "preferences", lambda *_: None)
+    (_, optimizer, *loss), _ = caught(monkeypatch, "ilr_jax.dpo.steps.dpo_step", lambda: preference.optimise(lab, POLICY, chosen))
     assert (optimizer.name, optimizer.learning_rate, *loss) == ("rmsprop", 0.123, 0.7, "robust", 0.2)
-    (_, epochs, *_), _ = caught(monkeypatch, "ilr_jax.stages.batches.preferences", lambda: preference.optimise(lab, POLICY, chosen))
+    (_, epochs, *_), _ = caught(monkeypatch, "ilr_jax.dpo.batches.preferences", lambda: preference.optimise(lab, POLICY, chosen))
     assert (epochs.sizes, epochs.batch, epochs.epochs) == ((9,), 3, 4)
     monkeypatch.setattr(feedback, "score_fn", lambda self, evaluator: lambda requests: np.arange(len(requests)) / len(requests))
     compared = [(example, example.reference, "#### 1") for example in lab.d2]
@@ -201,11 +201,11 @@ def test_dpo_is_trained_with_its_own_settings(lab, monkeypatch):
 @pytest.mark.parametrize(("name", "wanted"), (("previous", {"adapters": "the policy's"}), ("base", {})))
 def test_the_reference_of_dpo_is_the_policy_as_it_was_or_the_base_and_computed_once(lab, monkeypatch, name, wanted):
     lab.config.dpo.reference, seen = name, []
-    monkeypatch.setattr(stages, "load_adapters", lambda *_: {"adapters": "the policy's"})
+    monkeypatch.setattr(dpo, "load_adapters", lambda *_: {"adapters": "the policy's"})
     run = lambda tree, params, batch: seen.append(tree) or np.arange(len(batch.units))
-    monkeypatch.setattr(stages.steps, "sequence_log_probs", lambda setup: run)
+    monkeypatch.setattr(dpo.steps, "sequence_log_probs", lambda setup: run)
     for _ in range(2):
-        assert stages._reference(lab.bench, lab.model("strong"), POLICY, [Pair("0", "q", "a", "b")]) == [[0.0], [1.0]]
+        assert dpo._reference(lab.bench, lab.model("strong"), POLICY, [Pair("0", "q", "a", "b")]) == [[0.0], [1.0]]
     assert seen == [wanted]
 
 
