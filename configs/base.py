@@ -156,6 +156,7 @@ def _compute(config: ConfigDict) -> None:
     config.compute.microbatches = 1  # parts of a batch that are computed one after another
     config.compute.slots = 64  # rows that are sampled at a time; adapters that answer in one pass share them
     config.compute.beam_batch = 32  # prompts in beam search at a time, shared likewise
+    config.compute.bucket = 64  # prompts are padded to multiples of it: larger, and fewer programs are compiled, each for longer prompts
     config.compute.score_batch = 64  # rows scored at a time
     config.compute.save_every = 60.0  # seconds between training checkpoints
     config.compute.cache = "~/.cache/ilr_jax/xla"  # compiled programs, reused by later runs; empty: none

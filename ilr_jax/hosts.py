@@ -30,7 +30,7 @@ def start(distributed: bool, address: str | None, count: int | None, number: int
     _check(address, count, number, timeout)
     if not distributed and address is None:
         return
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from `preemption`
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from `interruption`
     found = None if address is None else "deactivate"  # with an address, JAX shall look for nothing else
     missing = f"process {number} of {count} at {address}" if address else "a process of the cluster that JAX detected"
     message = (

@@ -123,13 +123,13 @@ class Lab:
 
     def beam(self) -> BeamSettings:
         """Beam search, as all test answers are made."""
-        c = self.config
-        return BeamSettings(c.decoding.max_new_tokens, c.decoding.beams, c.decoding.length_rule, prompts=c.compute.beam_batch)
+        c, compute = self.config.decoding, self.config.compute
+        return BeamSettings(c.max_new_tokens, c.beams, c.length_rule, prompts=compute.beam_batch, bucket=compute.bucket)
 
     def sampled(self, temperature: float, n: int = 1) -> SamplingSettings:
         """Sampling of `n` answers a question."""
-        c = self.config.decoding
-        return SamplingSettings(c.max_new_tokens, temperature, c.top_k or None, c.top_p, n, slots=self.config.compute.slots)
+        c, compute = self.config.decoding, self.config.compute
+        return SamplingSettings(c.max_new_tokens, temperature, c.top_k or None, c.top_p, n, slots=compute.slots, bucket=compute.bucket)
 
     def decoded(self, how: str, n: int = 1) -> BeamSettings | SamplingSettings:
         """Beam search or `n` samples, as `decoding.labels` and `decoding.proposals` say."""

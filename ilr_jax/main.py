@@ -12,7 +12,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from ilr_jax import preemption
+from ilr_jax import interruption
 from ilr_jax.types import Config
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/, any field of which may be overridden.")
@@ -40,14 +40,14 @@ def run(argv: Sequence[str] | None = None) -> int:
 
         logging.set_verbosity(logging.WARNING)  # orbax tells of every save
         assert WORKDIR.value
-        with preemption.listening():
+        with interruption.listening():
             rounds.run(CONFIG.value, WORKDIR.value)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # before there was anything to listen for
         print("stopped; the same command continues", file=sys.stderr)
         return 130
-    except preemption.Preempted as notice:
-        print(f"stopped by SIGTERM, {notice}; the same command continues", file=sys.stderr)
-        return 143
+    except interruption.Interrupted as notice:
+        print(f"{notice}; the same command continues", file=sys.stderr)
+        return notice.code
     except (ValueError, OSError) as error:  # settings, data, models, loss; disk and network
         fault = isinstance(error, ValueError) and flags.FLAGS.is_parsed() and not _raised_by(error, "ilr_jax", "configs")
         if fault or (flags.FLAGS.is_parsed() and TRACEBACK.value):

@@ -1,6 +1,6 @@
 """Progress of a long job: a bar on a terminal; elsewhere a plain line at the start, at every tenth of the way and every half minute.
 
-It prints, and nothing else: metrics go to files through their own code. Bars are drawn by `rich`.
+It prints, and looks for signals: metrics go to files through their own code. Bars are drawn by `rich`.
 """
 
 import sys
@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+
+from ilr_jax import interruption
 
 LINES, SECONDS = 10, 30
 
@@ -59,7 +61,8 @@ class Progress:
             self._line()
 
     def advance(self, n: int = 1, *, tokens: int = 0, **figures: Any) -> None:
-        """`n` more units are done, which dealt with `tokens` tokens; `figures` replace the ones shown."""
+        """`n` more units are done, which dealt with `tokens` tokens; `figures` replace the ones shown. Interrupted if a signal came."""
+        interruption.check()
         self.done, self.tokens = self.done + n, self.tokens + tokens
         self.figures.update(figures)
         if self._bar is not None:

@@ -60,7 +60,7 @@ BOUNDS: dict[str, tuple[int | float, int | float]] = {
     "decoding.top_p": (POSITIVE[0], 1),
     **dict.fromkeys(("evaluator.temperature", "decoding.temperature", "dpo.temperature", "compute.save_every"), NOT_NEGATIVE),
     **dict.fromkeys(("sharding.data", "sharding.fsdp", "sharding.tensor"), NOT_NEGATIVE),
-    **dict.fromkeys(("compute.microbatches", "compute.slots", "compute.beam_batch", "compute.score_batch"), COUNT),
+    **dict.fromkeys(("compute.microbatches", "compute.slots", "compute.beam_batch", "compute.bucket", "compute.score_batch"), COUNT),
 }
 
 

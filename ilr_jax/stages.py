@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from ilr_jax import batches, sharding, tokenizer
+from ilr_jax import batches, interruption, sharding, tokenizer
 from ilr_jax.batches import Epochs, Packing, Sample
 from ilr_jax.files import read_rows, write_rows
 from ilr_jax.models import lora
@@ -106,6 +106,7 @@ class Bench:
             self.say(name)
             return build(folder)
 
+        interruption.check()
         common = {"seed": self.config.seed, "texts": fingerprint([tokenizer.PROMPT, tokenizer.COMPARISON])}
         artifact = self.store.run(Stage(name, {**settings, **common}, inputs), announced)
         self.spent.setdefault(artifact.folder, self.store.seconds(artifact))

@@ -96,6 +96,7 @@ def make_tiny_config(models: dict[str, Path]) -> ConfigDict:
     config.evaluator.checkpoints = 3
     config.decoding.max_new_tokens = 8
     config.compute.slots = config.compute.beam_batch = 8
+    config.compute.bucket = 512  # one program for prompts of all lengths
     config.sharding.update({"data": 1, "fsdp": 1, "tensor": 1})
     config.compute.cache = str(models["gemma"].parent.with_name("xla"))  # the runs of this session compile once
     return config

@@ -12,9 +12,9 @@ HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 ARROWS = {
     "types": set(),
     "files": set(),
-    "progress": set(),
+    "progress": {"interruption"},
     "sharding": set(),
-    "preemption": set(),
+    "interruption": set(),
     "hosts": set(),
     "store": {"files", "types"},
     "services": {"files", "progress", "types"},
@@ -24,13 +24,26 @@ ARROWS = {
     "tasks": {"types", "files"},
     "models": {"types", "files", "sharding"},
     "sample": {"models", "progress", "sharding", "types"},
-    "train": {"models", "files", "hosts", "preemption", "progress", "sharding", "types"},
+    "train": {"models", "files", "hosts", "interruption", "progress", "sharding", "types"},
     "refine": {"types"},
     "page": {"files", "types"},
     "report": {"files", "metrics", "page", "types"},
     "settings": {"tasks", "types"},
     "roles": {"files", "models", "sharding", "tokenizer", "types"},
-    "stages": {"batches", "files", "models", "progress", "roles", "sample", "sharding", "store", "tokenizer", "train", "types"},
+    "stages": {
+        "batches",
+        "files",
+        "interruption",
+        "models",
+        "progress",
+        "roles",
+        "sample",
+        "sharding",
+        "store",
+        "tokenizer",
+        "train",
+        "types",
+    },
     "dpo": {"batches", "files", "progress", "roles", "sharding", "stages", "train", "types"},
     "evaluator": {"batches", "models", "progress", "roles", "sharding", "stages", "train", "types"},
     "judges": {"batches", "progress", "refine", "roles", "services", "sharding", "stages", "tokenizer", "train"},
@@ -41,11 +54,11 @@ ARROWS = {
     "preference": {"dpo", "feedback", "files", "lab", "refine", "stages", "types"},
     "rounds": {"demos", "feedback", "files", "lab", "metrics", "preference", "refinement", "settings", "store", "types"},
     "export": {"files", "models", "roles", "stages", "store"},
-    "main": {"hosts", "preemption", "rounds", "types"},
+    "main": {"hosts", "interruption", "rounds", "types"},
     "sweep": {"files", "main", "report", "settings", "store", "types"},
     "cli": {"main", "sweep", "report", "export", "files", "store", "types"},
 }
-WITHOUT_JAX = {"types", "files", "preemption", "progress", "store", "metrics", "batches", "tasks", "settings", "refine", "page", "report"}
+WITHOUT_JAX = {"types", "files", "interruption", "progress", "store", "metrics", "batches", "tasks", "settings", "refine", "page", "report"}
 WITHOUT_JAX |= {"services", "sweep"}
 
 

@@ -28,7 +28,7 @@ TRAINS = """
 import os, signal, sys
 sys.path.insert(0, "tests/train")
 import test_loop as t
-from ilr_jax import hosts, preemption
+from ilr_jax import hosts, interruption
 number, folder = int(sys.argv[2]), t.Path(sys.argv[3])
 hosts.start(False, sys.argv[1], 2, number, 240)
 t.loop.checkpoint.save = lambda folder, step, *_: print("saved", step, flush=True)
@@ -37,9 +37,9 @@ def at(i):
         os.kill(os.getpid(), signal.SIGTERM)
     return t.batch_at(i)
 try:
-    with preemption.listening():
+    with interruption.listening():
         t.train(folder / str(number), number=40, state=t.begin(total=40), at=at)
-except preemption.Preempted as notice:
+except interruption.Interrupted as notice:
     print(notice, flush=True)
 """
 # What a cluster sets must not be found here, and one device a process is enough.

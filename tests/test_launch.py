@@ -25,7 +25,8 @@ TOOLS = ("make", "git", "gcloud", "sbatch", "srun", "sudo", "env", "mkdir", "tar
 ODD = {"CONFIG": "configs/my file.py", "WORKDIR": 'runs/it\'s "odd" $HOME & `x` * \\ é'}
 FLAG = "--config.task.path=a b;'c'"
 LINE = ["-m", "ilr_jax.main", f"--config={ODD['CONFIG']}", f"--workdir={ODD['WORKDIR']}"]
-RECORD = '#!/bin/sh\nprintf \'%s\\0\' "${0##*/}" "$@" >> "$RECORDED" && printf \'\\1\\0\' >> "$RECORDED"\n'
+# One write a call: several processes may append at the same time.
+RECORD = '#!/bin/sh\nprintf \'%s\\0\' "${0##*/}" "$@" "$(printf \'\\1\')" >> "$RECORDED"\n'
 CALLS = [
     ("local.sh", (FLAG,), {}),
     ("local.sh", (FLAG,), {"PROCESSES": "3"}),

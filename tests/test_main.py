@@ -175,19 +175,9 @@ def test_a_loss_that_is_not_finite_is_one_message(run):
 
 
 def test_an_interrupted_run_says_how_to_go_on(run, monkeypatch):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("ilr_jax.rounds.run", interrupted)
-    assert run() == (130, "stopped; the same command continues\n")
-
-
-def test_a_preempted_run_says_what_is_saved_and_how_to_go_on(run, monkeypatch):
-    def preempted(*_):
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr("ilr_jax.rounds.run", preempted)
-    assert run() == (143, "stopped by SIGTERM, nothing was under way that needs saving; the same command continues\n")
+    for number, (code, name) in {signal.SIGINT: (130, "Ctrl-C"), signal.SIGTERM: (143, "SIGTERM")}.items():
+        monkeypatch.setattr("ilr_jax.rounds.run", lambda *_, number=number: os.kill(os.getpid(), number))
+        assert run() == (code, f"stopped by {name}, nothing was under way that needs saving; the same command continues\n")
 
 
 def test_a_traceback_can_be_had(run):

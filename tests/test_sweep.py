@@ -120,7 +120,7 @@ def tiny_flags(tiny_models):
     config = make_tiny_config(tiny_models)
     names = ("rounds", "task.train_examples", "task.test_examples", "sft.max_length", "sft.batch", "dpo.batch", "evaluator.checkpoints")
     names += ("weak.model", "strong.model", "evaluator.model", "weak.epochs", "strong.epochs", "decoding.max_new_tokens")
-    names += ("compute.slots", "compute.beam_batch", "compute.cache")
+    names += ("compute.slots", "compute.beam_batch", "compute.bucket", "compute.cache")
     flat = {name: config[name] if "." not in name else config[name.split(".")[0]][name.split(".")[1]] for name in names}
     ours = [f"--config.{name}={value}" for name, value in flat.items()]
     return [CONFIG, *ours, "--config.method=sft", "--config.demos=gold", "--config.feedback=oracle"]

@@ -1,5 +1,5 @@
 """The one training loop of SFT, evaluator and DPO: batches made ahead, metrics fetched a step late, saves, early stopping,
-and the end that a preemption notice asks for.
+and the end that a signal asks for.
 
 Not here: what a step does (`steps`), what is written of it (`journal`), how a state is saved (`checkpoint`). The step number is the whole
 data position, so a run that was killed and is started again with the same arguments ends with the same bytes.
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ilr_jax import files, hosts, preemption
+from ilr_jax import files, hosts, interruption
 from ilr_jax.train import checkpoint
 from ilr_jax.train.journal import Journal
 from ilr_jax.train.state import Trainable, TrainState
@@ -132,8 +132,8 @@ def fit(
     devices. `validate` gives a loss every `validate_every` steps and at the end; after `patience` of them that are no better than the best,
     training stops, and the best weights are returned. `on_snapshot(i, trainable)` gets a copy after i/`snapshots` of the steps; after a
     kill it may be called again, with the same. Saves every `save_seconds` (less often where saving is slow) or `save_steps`. Writes
-    `metrics.jsonl` and `tensorboard/` into `folder`. SIGTERM to any process makes all save after the same step and raise Preempted, where
-    `preemption` listens. Raises NonFiniteLoss, StorageError, and what `batch_at` raises.
+    `metrics.jsonl` and `tensorboard/` into `folder`. A signal to any process makes all save after the same step and raise Interrupted,
+    where `interruption` listens. Raises NonFiniteLoss, StorageError, and what `batch_at` raises.
     """
     if steps < 1 or patience < 1 or (validate and validate_every < 1):
         wanted = "steps and patience >= 1, and validate_every >= 1 with validate"
@@ -142,7 +142,7 @@ def fit(
     run = _start(state, folder, keep_best=validate is not None)
     late, agreed = [], hosts.voting()
     batches = _ahead(lambda i: put(batch_at(i)), run.done, steps)
-    with Journal(folder, name, run.done, steps) as journal, closing(batches), preemption.held() as noticed:
+    with Journal(folder, name, run.done, steps) as journal, closing(batches), interruption.held() as noticed:
         while run.done < steps and run.bad < patience:
             run.state, metrics = step_fn(run.state, frozen, next(batches))
             run.done += 1
@@ -164,7 +164,7 @@ def fit(
                 journal.sync()
                 run.save(folder)
             if stopping:
-                raise preemption.Preempted(f"{name} is saved after step {run.done}")
+                raise interruption.told(f"{name} is saved after step {run.done}")
     if run.best is not None:
         run.state = run.state._replace(trainable=run.best_tree)
     return Fitted(run.state, run.done, run.best, run.best_step)

@@ -1,4 +1,4 @@
-"""SIGTERM in a real process: training saves after the step that is under way, so that no step is lost, and ends."""
+"""A signal in a real process: training saves after the step that is under way, so that no step is lost, and ends."""
 
 import os
 import signal
@@ -10,22 +10,22 @@ import pytest
 import test_loop as loops
 import tiny_runs as tiny
 
-from ilr_jax import preemption
+from ilr_jax import interruption
 from ilr_jax.train import checkpoint
 
 SCRIPT = """
 import os, signal, sys, time
 sys.path.insert(0, {here!r})
 import test_loop as t
-from ilr_jax import preemption
+from ilr_jax import interruption
 def at(i):
     if i == {step}:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
     return t.batch_at(i)
 try:
-    with preemption.listening():
+    with interruption.listening():
         t.train(t.Path({folder!r}), at=at, name="toy", {options})
-except preemption.Preempted as notice:
+except interruption.Interrupted as notice:
     sys.exit(f"{{notice}}")
 """
 VALIDATED = "number=6, validate=lambda s: 1 / (1 + int(s.step[0])), validate_every=2"
@@ -54,7 +54,7 @@ def test_a_notice_in_validation_is_followed_when_it_is_over(tmp_path):
         os.kill(os.getpid(), signal.SIGTERM)
         return 1.0
 
-    with preemption.listening(), pytest.raises(preemption.Preempted, match="saved after step 2"):
+    with interruption.listening(), pytest.raises(interruption.Interrupted, match="saved after step 2"):
         loops.train(tmp_path, validate=validate, validate_every=2)
     assert checkpoint.restore(tmp_path, {"state": loops.begin(), "best": loops.begin().trainable})[0] == 2
 
@@ -65,6 +65,6 @@ def test_a_loss_that_is_not_finite_is_not_saved_by_a_notice(tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
         return loops.batch_at(i) * float("nan")
 
-    with preemption.listening(), pytest.raises(loops.NonFiniteLoss):
+    with interruption.listening(), pytest.raises(loops.NonFiniteLoss):
         loops.train(tmp_path, at=at)
     assert not list(tmp_path.glob("resume/*"))
