@@ -30,7 +30,7 @@ quickstart: .venv/base  ## the whole method on the embedded task: SFT, ILR, naiv
 	$(BIN)/ilr demo
 
 test: .venv/dev  ## all tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/dev  ## format check, lint, types
 	$(BIN)/ruff format --check .

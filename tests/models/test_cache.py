@@ -11,7 +11,7 @@ import tiny_models as tiny
 from ilr_jax.models import cache, config, decoder
 from ilr_jax.types import Rows
 
-TOLERANCE = 1e-5  # on hidden states of order 1; seen: 2e-6
+TOLERANCE = 3e-5  # on hidden states of order 1; seen: 1.3e-5, and 2e-6 with what LLVM makes at its level 3
 PROMPT, NEW = 13, 8
 # Prompts of five rows: whole, padded on the left, padded on the right; all but the shortest are longer than the Mistral's window of 7.
 SPANS = [(0, PROMPT), (4, PROMPT), (PROMPT - 1, PROMPT), (0, 9), (0, 2)]

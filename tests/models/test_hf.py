@@ -94,7 +94,7 @@ def test_sharded_load(llama, as_tree):
 
 @pytest.mark.parametrize("sharded", (False, True))
 def test_the_host_holds_one_tensor_at_a_time(tmp_path, sharded):
-    fields = LLAMA | {"num_hidden_layers": 24, "hidden_size": 96, "intermediate_size": 512, "vocab_size": 64}
+    fields = LLAMA | {"num_hidden_layers": 24, "hidden_size": 96, "intermediate_size": 2048, "vocab_size": 64}
     folder = tiny.write(tmp_path / "deep", fields, tiny.weights(fields))
     mesh = jax.make_mesh((8,), ("tensor",), axis_types=(jax.sharding.AxisType.Auto,))
     place = lambda path: NamedSharding(mesh, PartitionSpec(None, None, "tensor") if path.endswith("up_proj.kernel") else PartitionSpec())
@@ -104,7 +104,7 @@ def test_the_host_holds_one_tensor_at_a_time(tmp_path, sharded):
     load()
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 5 * 4 * 96 * 512  # the stack of one projection is 24 tensors
+    assert peak < 8 * 4 * 96 * 2048  # seen: 3.3, and 4.3 where a transfer was still under way; the stack of one projection is 24
 
 
 def test_files_beside_the_weights_travel(llama, tmp_path):
