@@ -169,20 +169,18 @@ def test_unknown_method_is_refused(tiny_config, tmp_path):
 KILLED = "import sys; from conftest import child; child(sys.argv[1], sys.argv[2])"
 
 
-@pytest.mark.parametrize(
-    ("stage", "number", "code"), [("weak", signal.SIGKILL, -9), ("folds", signal.SIGTERM, 143), ("dpo", signal.SIGKILL, -9)]
-)
-def test_a_killed_run_ends_with_the_same_bytes(finished, tiny_models, tmp_path, stage, number, code):
-    """A signal inside a training that has saved, then the same command: all is as in the run that nobody killed."""
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(finished, tiny_models, tmp_path):
+    """Signals inside trainings that have saved, each time the same command: all is as in the run that nobody killed."""
     command = [sys.executable, "-c", KILLED, str(tmp_path), str(tiny_models["gemma"].parent)]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 240
-        while not list(tmp_path.glob(f"partial/{stage}-*/resume/resume/1")):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.005)
-        process.send_signal(number)
-    assert process.returncode == code
+    for stage, number, code in (("weak", signal.SIGKILL, -9), ("folds", signal.SIGTERM, 143), ("dpo", signal.SIGKILL, -9)):
+        with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL) as process:
+            deadline = time.monotonic() + 240
+            while not list(tmp_path.glob(f"partial/{stage}-*/resume/resume/1")):
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.005)
+            process.send_signal(number)
+        assert process.returncode == code
     assert not (tmp_path / "runs" / "dpo-seed0.json").exists() or not records(tmp_path)["dpo-seed0"]["finished"]
     subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL, timeout=400)
     assert payload(tmp_path) == payload(finished)

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from functools import cache
 from itertools import islice
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ def config(**changes):
     return SimpleNamespace(**(CONFIG | changes))
 
 
+@cache
 def problems(side, count=400, seed=0):
     return list(islice(wordmath.problems(side, seed), count))
 
