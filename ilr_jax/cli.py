@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     verb.usage = (
         "ilr sweep --config=FILE --workdir=DIR [--grid FIELD=VALUE,VALUE ...] [--seeds=0,1,2] [--jobs=N] [--config.FIELD=VALUE ...]"
     )
-    verb = _verb(verbs, "report", report, "write results.json and report.html, print the table", "ilr report runs/quickstart")
+    verb = _verb(verbs, "report", report, "write report.html, results.json and results.csv, print the table", "ilr report runs/quickstart")
     verb.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="folder of an experiment; several are compared")
     verb.add_argument("--out", metavar="DIR", help="where to write; needed for several workdirs, else the workdir itself")
     verb = _verb(verbs, "status", status, "what is done, what is under way, how much disk it takes", "ilr status runs/quickstart")
@@ -96,7 +96,7 @@ def report(arguments: argparse.Namespace) -> int:
 
     path = reports.write(arguments.workdirs, arguments.out)
     Console().print(reports.table(reports.collect(arguments.workdirs)))
-    print(path.with_name("results.json"), path, sep="\n")
+    print(*(path.with_name(name) for name in ("results.json", "results.csv")), path, sep="\n")
     return 0
 
 

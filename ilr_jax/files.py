@@ -4,15 +4,17 @@ Not here: which files there are (`store`). POSIX only (flock, rename, fsync). Im
 From: the write, sync, rename, sync-the-folder order of Pillai et al., "All File Systems Are Not Created Equal" (OSDI 2014).
 """
 
+import csv
 import dataclasses
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import logging
 import os
 import types
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -85,6 +87,15 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is not None:
         return isinstance(value, origin)
     return type(value) is hint or (hint is float and type(value) is int)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a table, a line per row under a header. Columns come as the rows first name them; what a row lacks or is None is empty."""
+    file = io.StringIO()
+    lines = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    lines.writeheader()
+    lines.writerows(rows)
+    write_bytes(path, file.getvalue().encode())
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -8,7 +8,7 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,18 @@ import jinja2
 
 FLOWS = ("wrong_to_right", "right_to_wrong", "wrong_to_wrong", "right_to_right")
 HEADLINE = ("method", "seeds", "rounds", "test accuracy", "vs sft", "labels right", "evaluator right", "replaced")
+CARD = (
+    "method",
+    "comparisons",
+    "right",
+    "accepts wrong",
+    "rejects right",
+    "order flips",
+    "second place",
+    "longer preferred",
+    "longer right",
+)
+CARD += ("calibration error", "precision", "recall")
 CHARTS = {
     "test_accuracy": "Test accuracy",
     "label_accuracy": "Labels that are right",
@@ -86,15 +98,42 @@ def difference(entry: Row) -> str:
     return f"{entry['series']} - {entry['against']}: {entry['mean'] * 100:+.1f}{ends}, seeds {', '.join(map(str, entry['seeds']))}{rest}"
 
 
+def report_card(entry: Row) -> list[str]:
+    """An evaluator's card as the cells under CARD, a share with what it is of."""
+    of = lambda share, n: f"{percent(entry[share])} of {entry[n]}"
+    return [
+        entry["series"],
+        str(entry["comparisons"]),
+        of("accuracy", "pairs"),
+        of("accepts_wrong", "right_labels"),
+        of("rejects_right", "right_proposals"),
+        *(percent(entry[name]) for name in ("flips", "second", "longer", "longer_right", "calibration_error")),
+        of("precision", "replaced"),
+        of("recall", "right_proposals"),
+    ]
+
+
 def render(
-    rows: Sequence[Row], summary: Sequence[Row], differences: Sequence[Row], backgrounds: Sequence[Row], audits: Sequence[Sequence[Any]]
+    rows: Sequence[Row],
+    audits: Sequence[Sequence[Any]],
+    backgrounds: Sequence[Row],
+    *,
+    summary: Sequence[Row],
+    differences: Sequence[Row],
+    cards: Sequence[Row],
 ) -> str:
     """The page's text, self-contained. `audits` holds the `types.Audit`s of each row."""
     folder = Path(__file__).parent / "templates"
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"percent": percent, "others": others, "headline": headline, "difference": difference}
+    environment.filters |= {
+        "percent": percent,
+        "others": others,
+        "headline": headline,
+        "difference": difference,
+        "report_card": report_card,
+    }
     script = (folder / "report.js").read_text(encoding="utf-8")
     labels, left_out = browser_data(rows, audits)
     return environment.get_template("report.html.j2").render(
@@ -105,6 +144,9 @@ def render(
         columns=HEADLINE,
         charts=[(title, svg) for field, title in CHARTS.items() if (svg := chart(rows, field))],
         flows=FLOWS,
+        cards=cards,
+        card_columns=CARD,
+        reliability=reliability(cards),
         labels=json_for_script(labels),
         left_out=left_out,
         backgrounds=backgrounds,
@@ -146,22 +188,48 @@ def chart(rows: Sequence[Row], field: str) -> str:
 
     Bands: lowest to highest seed; of one seed, the interval of its test accuracy. A series of one round is carried on as a dashed line.
     """
-    import matplotlib  # takes a while to load, and only the page needs it
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
-
     curves = {name: points for name in dict.fromkeys(row["series"] for row in rows) if (points := list(_points(rows, name, field)))}
     if not curves:
         return ""
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": field}):  # a fixed salt, or ids are random: same figures, same bytes
-        figure = Figure(figsize=(5.4, 3.6), layout="constrained")
-        axes = figure.add_subplot(xlabel="round")
+
+    def draw(axes: Any) -> None:
+        from matplotlib.ticker import MaxNLocator
+
+        axes.set_xlabel("round")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for number, (name, points) in enumerate(curves.items()):
             _draw(axes, number, name, points)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+    return _svg(field, draw)
+
+
+def reliability(cards: Sequence[Row]) -> str:
+    """Score against the share of right proposals, a curve per card, as SVG text; empty if nothing says what is right."""
+    known = [entry for entry in cards if entry["calibration"]]
+
+    def draw(axes: Any) -> None:
+        axes.set(xlabel="score", ylabel="proposal right", xlim=(0, 1), ylim=(0, 1))
+        axes.plot((0, 1), (0, 1), color=INK, linewidth=1, linestyle=":")
+        for number, entry in enumerate(known):
+            _, scores, right = zip(*entry["calibration"], strict=True)
+            axes.plot(scores, right, color=COLOURS[number % len(COLOURS)], marker=MARKERS[number % len(MARKERS)], label=entry["series"])
+
+    return _svg("reliability", draw) if known else ""
+
+
+def _svg(salt: str, draw: Callable[[Any], None]) -> str:
+    """What `draw` puts into axes of shares, as SVG text in the page's colours. The salt fixes its ids: same figures, same bytes."""
+    import matplotlib  # takes a while to load, and only the page needs it
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": salt}):
+        figure = Figure(figsize=(5.4, 3.6), layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.grid(alpha=0.2, color=INK)
-        figure.legend(loc="outside lower center", ncols=min(4, len(curves)), frameon=False)
+        figure.legend(loc="outside lower center", ncols=4, frameon=False)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = file.getvalue()

@@ -1,4 +1,4 @@
-"""Runs into figures: rows and a summary (`results.json`), a table for the terminal, and the page (`report.html`).
+"""Runs into figures: rows, a summary and report cards (`results.json`), rows (`results.csv`), a table for the terminal, and the page.
 
 It reads finished artifacts only: nothing is trained, graded or sampled here, and JAX is not imported. How the page looks is `page`'s.
 From: the quantities that the ILR paper reports per round (arXiv 2501.07886): accuracy on test, accuracy of the labels.
@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ilr_jax import metrics, page
-from ilr_jax.files import encode, explained, flat, read_json, read_rows, write_bytes
+from ilr_jax.files import encode, explained, flat, read_json, read_rows, write_bytes, write_csv
+from ilr_jax.refine.card import card
 from ilr_jax.types import Audit, Label
 
 BASELINE = "sft"
@@ -30,19 +31,8 @@ FIELDS = (
     "label_accuracy",
     "labels",
 )
-FIELDS += (
-    "test_measure",
-    "unanswered",
-    "evaluator_accuracy",
-    "evaluator_pairs",
-    "agreed",
-    "unread",
-    "compared",
-    "preferences",
-    "replaced",
-    "threshold",
-    "seconds",
-)
+FIELDS += ("test_measure", "unanswered", "evaluator_accuracy", "evaluator_pairs", "agreed", "unread", "compared", "preferences", "replaced")
+FIELDS += ("threshold", "seconds")
 
 Row = dict[str, Any]
 
@@ -103,6 +93,14 @@ def differences(rows: Sequence[Row]) -> list[Row]:
     return found
 
 
+def cards(rows: Sequence[Row], audits: Sequence[Sequence[Audit]]) -> list[Row]:
+    """The report card (`refine.card`) of each series' evaluator, on the comparisons of all rounds and seeds; `audits` are of the rows."""
+    asked: dict[str, list[Audit]] = {}
+    for row, audit in zip(rows, audits, strict=True):
+        asked.setdefault(row["series"], []).extend(audit)
+    return [{"series": name, **found} for name, audit in asked.items() if (found := card(audit))]
+
+
 def table(rows: Sequence[Row]) -> Table:
     """The summary for a terminal, a row per method."""
     summary = summarise(rows)
@@ -136,7 +134,7 @@ def labels(workdir: str | Path, method: str, seed: int, round: int | None = None
 
 
 def write(workdirs: Sequence[str | Path], out: str | Path | None = None) -> Path:
-    """Write `results.json` and `report.html` to `out` (by default the workdir, if it is one); returns the page's path.
+    """Write `results.json`, `results.csv` and `report.html` to `out` (by default the workdir, if it is one); returns the page's path.
 
     The same artifacts give the same bytes. Raises ValueError for what is no workdir, StorageError if the disk refuses.
     """
@@ -145,20 +143,26 @@ def write(workdirs: Sequence[str | Path], out: str | Path | None = None) -> Path
     rows, folder = collect(workdirs), Path(workdirs[0] if out is None else out)
     summary = summarise(rows)
     backgrounds = [_background(path, name) for path, name in _short_names(workdirs).items()]
-    text = page.render(
-        rows, summary, differences(rows), backgrounds, [read_rows(Path(row["audit"]), Audit) if row["audit"] else [] for row in rows]
-    )
+    audits = [read_rows(Path(row["audit"]), Audit) if row["audit"] else [] for row in rows]
+    made = {"summary": summary, "differences": differences(rows), "cards": cards(rows, audits)}
+    text = page.render(rows, audits, backgrounds, **made)
     kept = [{key: value for key, value in row.items() if key != "test_right"} for row in rows]
     for row in kept:
         row |= {file: row[file] and os.path.relpath(row[file], folder) for file in ("audit", "answers")}
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(
-        folder / "results.json",
-        encode({"rows": kept, "summary": summary, "differences": differences(rows)}, "the results", indent=1) + b"\n",
-    )
+    write_bytes(folder / "results.json", encode({"rows": kept, **made}, "the results", indent=1) + b"\n")
+    write_csv(folder / "results.csv", [_plain(row) for row in kept])
     write_bytes(folder / "report.html", text.encode())
     return folder / "report.html"
+
+
+def _plain(row: Row) -> Row:
+    """The row with what is inside a field taken apart: the ends of the interval, accuracies by the graders' names."""
+    low, high = row["test_interval"] or (None, None)
+    others = {f"test_accuracy.{name}": value for name, value in (row["other_accuracies"] or {}).items()}
+    left = {key: value for key, value in row.items() if key not in ("test_interval", "other_accuracies")}
+    return {**left, "test_low": low, "test_high": high, **others}
 
 
 def _run(workdir: str | Path, method: str, seed: int) -> Row:

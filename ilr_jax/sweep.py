@@ -7,9 +7,7 @@ Imports no JAX.
 """
 
 import argparse
-import csv
 import hashlib
-import io
 import os
 import re
 import subprocess
@@ -26,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ilr_jax import main, report, settings
-from ilr_jax.files import explained, read_json, write_bytes, write_json
+from ilr_jax.files import explained, read_json, write_csv, write_json
 from ilr_jax.store import claim
 from ilr_jax.types import Config
 
@@ -188,7 +186,7 @@ def collect(folder: str | Path) -> list[dict[str, Any]]:
             summary = report.summarise(report.collect([path]))
             entries += [{"point": path.name, "fields": read_json(path / "point.json"), **entry} for entry in summary]
     write_json(Path(folder) / "results.json", {"points": entries})
-    write_bytes(Path(folder) / "results.csv", _csv(entries).encode())
+    write_csv(Path(folder) / "results.csv", [{"point": entry["point"], **entry["fields"], **_flat(entry)} for entry in entries])
     return entries
 
 
@@ -259,15 +257,6 @@ def _flat(entry: Mapping[str, Any]) -> dict[str, Any]:
     (test_low, test_high), (low, high) = (ends or (None, None) for ends in (entry["test_interval"], minus["interval"]))
     apart = {"test_low": test_low, "test_high": test_high, "difference": minus["mean"], "difference_low": low, "difference_high": high}
     return {column: {**entry, **apart, "seeds": len(entry["seeds"])}[column] for column in COLUMNS}
-
-
-def _csv(entries: Sequence[Mapping[str, Any]]) -> str:
-    fields = list(dict.fromkeys(name for entry in entries for name in entry["fields"]))
-    file = io.StringIO()
-    lines = csv.DictWriter(file, ["point", *fields, *(name for name in COLUMNS if name not in fields)], lineterminator="\n")
-    lines.writeheader()
-    lines.writerows({"point": entry["point"], **entry["fields"], **_flat(entry)} for entry in entries)
-    return file.getvalue()
 
 
 def _ends(low: float | None, high: float | None) -> str:

@@ -27,7 +27,7 @@ ARROWS = {
     "train": {"models", "files", "hosts", "interruption", "progress", "sharding", "types"},
     "refine": {"types"},
     "page": {"files", "types"},
-    "report": {"files", "metrics", "page", "types"},
+    "report": {"files", "metrics", "page", "refine", "types"},
     "settings": {"tasks", "types"},
     "roles": {"files", "models", "sharding", "tokenizer", "types"},
     "stages": {

@@ -76,7 +76,7 @@ def test_page_shows_figures_charts_config_and_versions(workdir):
     shown = ["61.0% [57.0,65.0]", "+11.0", "41.0% → 61.0%", "75.0%", "0.7123", "task.name", "0.10.2"]
     shown += ['<meta name="viewport" content="width=device-width', "prefers-color-scheme: dark", "currentColor"]
     assert not [words for words in shown if words not in html]
-    assert html.count("<svg") == 3 and all(f'aria-label="{title}' in html for title in page.CHARTS.values())
+    assert html.count("<svg") == 4 and all(f'aria-label="{title}' in html for title in page.CHARTS.values())
     assert 'class="wrong_to_right" style="flex-grow:1"' in html and page.INK not in html and "torch" not in html
 
 
@@ -86,6 +86,14 @@ def test_each_chart_draws_its_own_field(workdir):
     drawn = [[name for name in ("sft", "ilr", "dpo") if f">{name}</text>" in svg] for svg in figures.values()]
     assert drawn == [["sft", "ilr", "dpo"], ["sft", "ilr", "dpo"], ["ilr", "dpo"]]
     assert page.chart([], "test_accuracy") == ""
+
+
+def test_the_evaluators_card_stands_in_the_page_where_one_was_asked(workdir):
+    html = report.write([workdir]).read_text()
+    assert "Evaluator report card" in html and "<td>100.0% of 4</td>" in html
+    assert re.search(r"<figcaption>Calibration</figcaption>.*?>score</text>.*?>ilr</text>", html, re.DOTALL)
+    (workdir / "runs" / "ilr-seed0.json").unlink()
+    assert "Evaluator report card" not in report.write([workdir]).read_text() and page.reliability([]) == ""
 
 
 def test_bands_go_from_the_lowest_to_the_highest_seed_or_show_the_interval_of_one(tmp_path):

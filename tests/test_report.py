@@ -1,5 +1,6 @@
 """The report says what the artifacts say, the same bytes each time."""
 
+import csv
 import hashlib
 import html
 import json
@@ -44,6 +45,21 @@ def test_results_file(workdir):
     assert ilr["evaluator_accuracy"] == pytest.approx((0.6 * 10 + 0.8 * 30) / 40)
     assert ilr["difference"] == {"mean": pytest.approx(0.11), "interval": None, "seeds": [0], "over": "seeds"}
     assert row_of(results["summary"], method="sft")["difference"] is None
+    (card,) = results["cards"]
+    assert (card["series"], card["comparisons"], card["pairs"]) == ("ilr", 4, 4) and card["recall"] == 2 / 3 and card["accepts_wrong"] == 0
+
+
+def test_results_as_a_table(workdir):
+    path = workdir / "runs" / "ilr-seed0.json"
+    run = read_json(path)
+    run["rounds"][-1]["other_accuracies"] = {"strict": 0.125}
+    path.write_text(json.dumps(run))
+    with open(report.write([workdir]).with_name("results.csv"), newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(read_json(workdir / "results.json")["rows"])
+    row = row_of(rows, method="ilr", round="2")
+    assert [row[name] for name in ("test_accuracy", "test_low", "test_high", "test_accuracy.strict")] == ["0.61", "0.57", "0.65", "0.125"]
+    assert row["replaced"] == "1" and row_of(rows, method="dpo", round="1")["replaced"] == "" and "test_interval" not in row
 
 
 def test_several_seeds_give_mean_and_interval(tmp_path):
