@@ -146,7 +146,7 @@ def render(
         flows=FLOWS,
         cards=cards,
         card_columns=CARD,
-        reliability=reliability(cards),
+        reliability=reliability(rows, cards),
         labels=json_for_script(labels),
         left_out=left_out,
         backgrounds=backgrounds,
@@ -188,7 +188,7 @@ def chart(rows: Sequence[Row], field: str) -> str:
 
     Bands: lowest to highest seed; of one seed, the interval of its test accuracy. A series of one round is carried on as a dashed line.
     """
-    curves = {name: points for name in dict.fromkeys(row["series"] for row in rows) if (points := list(_points(rows, name, field)))}
+    curves = {name: points for name in _places(rows) if (points := list(_points(rows, name, field)))}
     if not curves:
         return ""
 
@@ -197,22 +197,22 @@ def chart(rows: Sequence[Row], field: str) -> str:
 
         axes.set_xlabel("round")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for number, (name, points) in enumerate(curves.items()):
-            _draw(axes, number, name, points)
+        for name, points in curves.items():
+            _draw(axes, _places(rows)[name], name, points)
 
     return _svg(field, draw)
 
 
-def reliability(cards: Sequence[Row]) -> str:
+def reliability(rows: Sequence[Row], cards: Sequence[Row]) -> str:
     """Score against the share of right proposals, a curve per card, as SVG text; empty if nothing says what is right."""
     known = [entry for entry in cards if entry["calibration"]]
 
     def draw(axes: Any) -> None:
         axes.set(xlabel="score", ylabel="proposal right", xlim=(0, 1), ylim=(0, 1))
         axes.plot((0, 1), (0, 1), color=INK, linewidth=1, linestyle=":")
-        for number, entry in enumerate(known):
+        for entry in known:
             _, scores, right = zip(*entry["calibration"], strict=True)
-            axes.plot(scores, right, color=COLOURS[number % len(COLOURS)], marker=MARKERS[number % len(MARKERS)], label=entry["series"])
+            axes.plot(scores, right, label=entry["series"], **_look(_places(rows)[entry["series"]]))
 
     return _svg("reliability", draw) if known else ""
 
@@ -246,10 +246,20 @@ def _points(rows: Sequence[Row], series: str, field: str) -> Iterator[tuple[int,
         yield number, sum(values) / len(values), low, high
 
 
+def _places(rows: Sequence[Row]) -> dict[str, int]:
+    """Which of the page's series each is."""
+    return {name: number for number, name in enumerate(dict.fromkeys(row["series"] for row in rows))}
+
+
+def _look(number: int) -> dict[str, str]:
+    """A series looks the same in every chart."""
+    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+
+
 def _draw(axes: Any, number: int, name: str, points: Sequence[tuple[int, float, float, float]]) -> None:
     rounds, means, lows, highs = zip(*points, strict=True)
-    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-    axes.plot(rounds, means, color=colour, marker=marker, label=name)
-    axes.fill_between(rounds, lows, highs, color=colour, alpha=0.15, linewidth=0)
+    look = _look(number)
+    axes.plot(rounds, means, label=name, **look)
+    axes.fill_between(rounds, lows, highs, color=look["color"], alpha=0.15, linewidth=0)
     if len(points) == 1:
-        axes.axhline(means[0], color=colour, linestyle="--", linewidth=1)
+        axes.axhline(means[0], color=look["color"], linestyle="--", linewidth=1)

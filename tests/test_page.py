@@ -85,6 +85,11 @@ def test_each_chart_draws_its_own_field(workdir):
     figures = {title: re.search(rf"<figcaption>{title}</figcaption>(.*?)</figure>", html, re.DOTALL)[1] for title in page.CHARTS.values()}
     drawn = [[name for name in ("sft", "ilr", "dpo") if f">{name}</text>" in svg] for svg in figures.values()]
     assert drawn == [["sft", "ilr", "dpo"], ["sft", "ilr", "dpo"], ["ilr", "dpo"]]
+    rows = report.collect([workdir])
+    looks = {name: page._look(number)["color"] for name, number in page._places(rows).items()}
+    assert len(set(looks.values())) == 3 and all(
+        (looks["sft"] in svg) == ("sft" in names) for svg, names in zip(figures.values(), drawn, strict=True)
+    )
     assert page.chart([], "test_accuracy") == ""
 
 
@@ -93,7 +98,7 @@ def test_the_evaluators_card_stands_in_the_page_where_one_was_asked(workdir):
     assert "Evaluator report card" in html and "<td>100.0% of 4</td>" in html
     assert re.search(r"<figcaption>Calibration</figcaption>.*?>score</text>.*?>ilr</text>", html, re.DOTALL)
     (workdir / "runs" / "ilr-seed0.json").unlink()
-    assert "Evaluator report card" not in report.write([workdir]).read_text() and page.reliability([]) == ""
+    assert "Evaluator report card" not in report.write([workdir]).read_text() and page.reliability([], []) == ""
 
 
 def test_bands_go_from_the_lowest_to_the_highest_seed_or_show_the_interval_of_one(tmp_path):
