@@ -122,11 +122,11 @@ def export(arguments: argparse.Namespace) -> int:
 
         model(**which, out=arguments.model, adapter=arguments.adapter)
     else:
-        from ilr_jax.report import labels
+        from ilr_jax.report import labelled, labels
 
         lines = [encode(row, "a label") + b"\n" for row in labels(**which)]
         write_bytes(Path(arguments.labels), b"".join(lines))
-        print(f"{len(lines)} labels")
+        print(f"{len(lines)} labels, as after round {labelled(**which)[-1]['round']}")
     print(arguments.model or arguments.labels)
     return 0
 

@@ -30,16 +30,18 @@ class Progress:
     """`with Progress("sft", 500, "steps") as progress: ... progress.advance(1, tokens=4096, loss=0.7)`.
 
     Shows done/total, units per second, tokens per second (where `tokens` are given), the latest figures, elapsed time and ETA. `total` may
-    be None where it is unknown. Writes to `stream`, by default standard error; `quiet` writes nothing.
+    be None where it is unknown; `start` units were done before, and count for no rate. Writes to `stream`, by default standard error;
+    `quiet` writes nothing.
     """
 
-    def __init__(self, name: str, total: int | None, unit: str, *, stream: Any = None, quiet: bool = False):
+    def __init__(self, name: str, total: int | None, unit: str, *, start: int = 0, stream: Any = None, quiet: bool = False):
         self.name, self.total, self.unit = name, total, unit
         self.stream, self.quiet = stream or sys.stderr, quiet
-        self.done = self.tokens = 0
+        self.done = self.before = start
+        self.tokens = 0
         self.figures: dict[str, Any] = {}
         self._start = self._said_at = time.monotonic()
-        self._said = 0
+        self._said = start
         self._bar: Bar | None = None
 
     def __enter__(self) -> "Progress":
@@ -48,7 +50,7 @@ class Progress:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"))
             console = Console(file=self.stream)
             self._bar = Bar(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, refresh_per_second=4)
-            self._task = self._bar.add_task(self.name, total=self.total, figures="")
+            self._task = self._bar.add_task(self.name, total=self.total, completed=self.done, figures="")
             self._bar.start()
         elif not self.quiet:  # compiling may take minutes before the first unit is done
             print(f"{self.name}: {self._count()}", file=self.stream, flush=True)
@@ -73,7 +75,7 @@ class Progress:
     def summary(self) -> str:
         """Rates and figures, as `12.3 steps/s, 4096 tokens/s, loss 0.71`."""
         elapsed = max(time.monotonic() - self._start, 1e-9)
-        rates = [f"{self.done / elapsed:.3g} {self.unit}/s"]
+        rates = [f"{(self.done - self.before) / elapsed:.3g} {self.unit}/s"]
         rates += [f"{self.tokens / elapsed:,.0f} tokens/s"] if self.tokens else []
         return ", ".join(rates + [f"{key} {_show(value)}" for key, value in self.figures.items()])
 
@@ -90,5 +92,6 @@ class Progress:
         if self.quiet:
             return
         elapsed = self._said_at - self._start
-        left = f", {_clock(elapsed / self.done * (self.total - self.done))} left" if self.total and self.done else ""
+        made = self.done - self.before
+        left = f", {_clock(elapsed / made * (self.total - self.done))} left" if self.total and made else ""
         print(f"{self.name}: {self._count()}, {self.summary()}, {_clock(elapsed)} elapsed{left}", file=self.stream, flush=True)

@@ -120,17 +120,22 @@ def labels(workdir: str | Path, method: str, seed: int, round: int | None = None
     Keys: example_id, prompt, text, source, round; and of the decision that put it there, or of the last one that kept a first label:
     decided (its round), decision, accept, reject, score, threshold, reason. Raises ValueError for a run or a round that is not there.
     """
+    files = [Path(workdir, entry["label_file"]) for entry in labelled(workdir, method, seed, round)]
+    decisions = {row.example_id: [] for row in read_rows(files[0].with_name("audit.jsonl"), Audit)}
+    for row in [row for path in files for row in read_rows(path.with_name("audit.jsonl"), Audit)]:
+        decisions[row.example_id].append(row)
+    return [_provenance(label, decisions[label.example_id]) for label in read_rows(files[-1], Label)]
+
+
+def labelled(workdir: str | Path, method: str, seed: int, round: int | None = None) -> list[Row]:
+    """The record's rounds up to `round` that left labels; of dpo, whose labels stay, round 0 only. Raises as `labels`."""
     entries = _run(workdir, method, seed)["rounds"]
     if round not in (None, *(entry["round"] for entry in entries)):
         raise ValueError(f"wanted labels of round {round} of {method!r}, seed {seed}, got rounds {[entry['round'] for entry in entries]}")
     upto = [entry for entry in entries if entry.get("label_file") and (round is None or entry["round"] <= round)]
     if not upto:
         raise ValueError(f"wanted labels of {method!r}, seed {seed}, got no file of labels in its record; start the run again to have them")
-    files = [Path(workdir, entry["label_file"]) for entry in upto]  # of dpo, whose labels stay, those of round 0
-    decisions = {row.example_id: [] for row in read_rows(files[0].with_name("audit.jsonl"), Audit)}
-    for row in [row for path in files for row in read_rows(path.with_name("audit.jsonl"), Audit)]:
-        decisions[row.example_id].append(row)
-    return [_provenance(label, decisions[label.example_id]) for label in read_rows(files[-1], Label)]
+    return upto
 
 
 def write(workdirs: Sequence[str | Path], out: str | Path | None = None) -> Path:

@@ -159,7 +159,7 @@ def _record(lab: Lab, name: str, title: str) -> None:
     lab.bench.spent.clear()
     steps, done, total = METHODS[name](lab), [], 1 if name in ONE_ROUND else lab.config.rounds + 1
     for r in range(total):
-        lab.bench.place = f"{title}, round {r}"
+        lab.bench.place = f"{title}, round {r}" + (f" of {total - 1}" if total > 1 else "")
         facts, before = next(steps), sum(row["seconds"] for row in done)
         done.append({**facts, "seconds": sum(lab.bench.spent.values()) - before})
         record = {"method": name, "seed": lab.config.seed, "finished": r + 1 == total, "started": old["started"]}
@@ -173,7 +173,9 @@ def _record(lab: Lab, name: str, title: str) -> None:
 def _line(facts: Round) -> str:
     names = {"test_accuracy": f"test {facts['test_measure']}", "label_accuracy": "labels right", "evaluator_accuracy": "evaluator right"}
     known = [f"{what} {facts[name]:.1%}" for name, what in names.items() if facts[name] is not None]
-    return ", ".join(known) or "done; without trusted references nobody knows what is right"
+    line = ", ".join(known) or "done; without trusted references nobody knows what is right"
+    empty = facts["unread"] or 0
+    return f"{line}; {empty} proposals are empty" if 2 * empty > (facts["labels"] or 0) else line
 
 
 def _measured(lab: Lab, r: int, model: Artifact, labels: list[Label] | None = None, **facts: Any) -> Round:

@@ -4,12 +4,14 @@ Prompt and answer are tokenised apart and joined, no BOS anywhere, EOS after eve
 sampling and scoring but not into training). Nothing else in the project builds model text.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from transformers import AutoTokenizer
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch, at every start
+from transformers import AutoTokenizer  # noqa: E402
 
-from ilr_jax.models.config import ModelConfig
+from ilr_jax.models.config import ModelConfig  # noqa: E402
 
 PROMPT = "USER:\n{question}\n\nASSISTANT:\n"
 COMPARISON = (

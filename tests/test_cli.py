@@ -101,7 +101,7 @@ def test_export_writes_labels_as_json_lines(workdir, tmp_path, capsys):
     path = tmp_path / "out.jsonl"
     assert cli.main(["export", str(workdir), "--method", "ilr", "--round", "1", "--labels", str(path)]) == 0
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert len(rows) == 4 and "4 labels" in capsys.readouterr().out
+    assert len(rows) == 4 and "4 labels, as after round 1\n" in capsys.readouterr().out
     assert rows[0] == {
         "example_id": "q1",
         "prompt": "Question q1?",

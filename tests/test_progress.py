@@ -62,6 +62,16 @@ def test_a_failed_job_does_not_claim_more():
     assert out.getvalue() == "x: 0/100 steps\n"
 
 
+def test_what_was_done_before_counts_for_no_rate(clock):
+    out = io.StringIO()
+    with Progress("sft", 100, "steps", start=60, stream=out) as progress:
+        for _ in range(10):
+            clock.now += 1
+            progress.advance(1)
+    first, last = out.getvalue().splitlines()
+    assert first == "sft: 60/100 steps" and last == "sft: 70/100 steps, 1 steps/s, 0:10 elapsed, 0:30 left"
+
+
 def test_quiet_says_nothing_and_counts():
     out = io.StringIO()
     with Progress("x", 2, "steps", stream=out, quiet=True) as progress:

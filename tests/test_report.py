@@ -49,6 +49,11 @@ def test_results_file(workdir):
     assert (card["series"], card["comparisons"], card["pairs"]) == ("ilr", 4, 4) and card["recall"] == 2 / 3 and card["accepts_wrong"] == 0
 
 
+def test_the_labels_of_dpo_are_those_of_round_0(workdir):
+    assert [row["round"] for row in report.labelled(workdir, "dpo", 0)] == [0]
+    assert [row["round"] for row in report.labelled(workdir, "ilr", 0, 1)] == [0, 1]
+
+
 def test_results_as_a_table(workdir):
     path = workdir / "runs" / "ilr-seed0.json"
     run = read_json(path)

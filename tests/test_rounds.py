@@ -75,7 +75,7 @@ def test_a_second_run_does_nothing_again(finished, monkeypatch, tiny_models, cap
     report.write([finished])
     assert payload(finished) == before and [path.read_bytes() for path in reports] == records_before
     told = [line.partition(": test accuracy ")[0] for line in capsys.readouterr().out.splitlines()]
-    later = [f"[{i}/4] {name}, round {r}" for i, name in ((2, "ilr"), (3, "naive"), (4, "dpo")) for r in (0, 1)]
+    later = [f"[{i}/4] {name}, round {r} of 1" for i, name in ((2, "ilr"), (3, "naive"), (4, "dpo")) for r in (0, 1)]
     assert told == ["[1/4] sft, round 0", *later]
 
 
@@ -138,7 +138,9 @@ def test_another_prompt_makes_other_stages(tiny_config, tmp_path, monkeypatch, c
 
 def test_without_a_usable_label_the_error_names_method_round_and_reason(tiny_config, tmp_path):
     tiny_config.method = "ilr"
-    with pytest.raises(ValueError, match=r"\[1/1\] ilr, round 0: wanted labels that wordmath can train on, got none in 12, the first: \['"):
+    with pytest.raises(
+        ValueError, match=r"\[1/1\] ilr, round 0 of 1: wanted labels that wordmath can train on, got none in 12, the first: \['"
+    ):
         rounds.run(tiny_config, tmp_path)
 
 
@@ -203,3 +205,9 @@ def test_snapshots_come_in_the_order_of_training_and_end_with_what_was_trained(f
     trained, taken = (load_file(folder / name) for name in (stages.ADAPTERS, stages.SNAPSHOTS))
     gaps = [max(np.abs(taken[name].take([i], axis=x.shape.index(1)) - x).max() for name, x in trained.items()) for i in range(3)]
     assert gaps[0] > gaps[2] == 0.0
+
+
+def test_a_round_whose_proposals_are_mostly_empty_says_so():
+    facts = rounds.BLANK | {"test_measure": "accuracy", "test_accuracy": 0.5, "labels": 10, "unread": 6}
+    assert rounds._line(facts) == "test accuracy 50.0%; 6 proposals are empty"
+    assert rounds._line(facts | {"unread": 5}) == rounds._line(facts | {"unread": None}) == "test accuracy 50.0%"

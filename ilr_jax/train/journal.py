@@ -42,7 +42,7 @@ class Journal:
     def __init__(self, folder: Path, name: str, start: int, steps: int):
         self.name, self.path = name, folder / "metrics.jsonl"
         _cut(self.path, start)
-        self._progress = Progress(f"{name} (from step {start})" if start else name, steps - start, "steps")
+        self._progress = Progress(name, steps, "steps", start=start)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1, flush_secs=10)
         self._time = time.monotonic()
 

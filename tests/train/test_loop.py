@@ -283,7 +283,7 @@ def test_an_error_of_a_batch_is_raised_as_it_is_and_progress_is_kept(tmp_path, c
     assert checkpoint.restore(tmp_path, {"state": begin(), "best": {}})[0] == 4
     capsys.readouterr()
     train(tmp_path, name="toy")
-    assert "toy (from step 4): 2/2 steps" in capsys.readouterr().err
+    assert "toy: 6/6 steps" in capsys.readouterr().err
 
 
 def test_arguments_that_make_no_sense_are_refused(tmp_path):
