@@ -93,7 +93,7 @@ class Lab:
     @cached_property
     def graded(self) -> dict[str, str]:
         """What grades of the half to be labelled depend on, as an input of the stages that hold some."""
-        c, references = self.config.task, [[e.id, e.prompt, e.reference] for e in self.d2]
+        c, references = self.config.task, [[e.id, e.prompt, e.reference, dict(e.tags)] for e in self.d2]
         return {"graded": fingerprint([c.name, c.grader, c.pattern, references])}
 
     def known(self, items: Sequence[Any]) -> list[Any]:

@@ -220,6 +220,9 @@ def test_references_that_changed_are_graded_anew(tiny_config, tmp_path):
     lab.d2 = [dataclasses.replace(example, reference="#### 7") for example in lab.d2]
     lab.examples |= {example.id: example for example in lab.d2}
     assert replaced() == 0
+    other = Lab(tiny_config, tmp_path)
+    other.d2 = [dataclasses.replace(example, tags={"version": "2"}) for example in lab.d2]
+    assert other.graded != lab.graded
 
 
 def test_the_weights_of_one_base_at_a_time_are_in_memory(lab):

@@ -81,9 +81,20 @@ def test_the_official_folder(task):
     assert first.prompt == (
         f"Answer the question with one SQLite query.\n\nSchema:\n{create}\n\nKnowledge:\nall of {{t}}\n\nQuestion:\nHow many?"
     )
-    assert (first.id, first.reference, first.task, first.tags) == ("bird-train-00000", ROWS[0]["SQL"], "bird", {"database": "a"})
+    assert (first.id, first.reference, first.task, first.tags["database"]) == ("bird-train-00000", ROWS[0]["SQL"], "bird", "a")
     assert "Knowledge" not in second.prompt + third.prompt and second.tags["database"] == "b"
     assert [e.id for e in task.test()] == ["bird-test-00000"]
+
+
+def test_a_database_that_was_written_to_makes_other_examples(task):
+    """Stages that hold grades depend on them: what is right may be another answer now."""
+    before = task.train()
+    assert task.train() == before
+    with closing(sqlite3.connect(task.folder / "train_databases" / "a" / "a.sqlite")) as connection:
+        connection.execute("UPDATE t SET name = 'another' WHERE id = 1")  # of the same size
+        connection.commit()
+    changed = [a.id for a, b in zip(before, task.train(), strict=True) if a != b]
+    assert changed == ["bird-train-00000", "bird-train-00002"]
 
 
 @pytest.mark.parametrize("places", [("train/train.json", "dev_20240627/dev.json", "dev_20240627/dev_databases")])
