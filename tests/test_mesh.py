@@ -1,11 +1,20 @@
-"""The stages on two devices end with the weights and answers of one device; that every program does is in `test_sharding`."""
+"""The stages on two devices end with the weights and answers of one device, and a training goes on with other devices than it began on;
+that every program does the same on each mesh is in `test_sharding`."""
 
+from dataclasses import replace
+
+import chex
 import jax
 import numpy as np
+import pytest
+import test_sharding as programs
 from safetensors.numpy import load_file
 
+from ilr_jax import sharding
 from ilr_jax.lab import Lab
 from ilr_jax.stages import ADAPTERS, answers_of
+from ilr_jax.train import loop
+from ilr_jax.train import state as states
 
 
 def supervised(config, workdir, fsdp):
@@ -29,3 +38,42 @@ def test_the_layout_is_the_mesh_that_was_asked_for(tiny_config, tmp_path):
     assert lab.bench.layout is not None and dict(lab.bench.layout.mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
     kernel = lab.model("strong").params["layers"]["q_proj"]["kernel"]
     assert kernel.addressable_shards[0].data.shape == (2, 16, 16) and len(jax.devices()) == 8
+
+
+@pytest.mark.parametrize("kind", ["sft", "evaluator"])
+def test_a_training_goes_on_with_fewer_devices(tmp_path, kind):
+    """Saved on eight devices, continued on four, then on one: the batches go on, and so do weights, moments and steps."""
+    make_step, make_batch, optimizer = programs.KINDS[kind]
+    starts, steps = [], 6
+
+    def train(folder, mesh, stop):
+        where = programs.layout(mesh)
+        setup = replace(programs.SETUP, layout=where, lora=None if kind == "evaluator" else programs.SETUP.lora)
+        tree = programs.trainable(kind)
+        state = sharding.put_weights(
+            where, states.init(sharding.put_weights(where, tree), programs.OPTIMIZERS[optimizer], [steps] * states.adapters_in(tree))
+        )
+        frozen = sharding.put_weights(where, {} if kind == "evaluator" else programs.base())
+
+        seen = []
+
+        def at(i):
+            if i == stop:
+                raise KeyError(i)
+            seen.append(i)
+            return make_batch(programs.LENGTHS, seed=i)
+
+        put = lambda batch: sharding.put_rows(where, batch)
+        step = make_step(setup, programs.OPTIMIZERS[optimizer])
+        try:
+            return loop.fit(step, state, frozen, at, steps, folder=folder, put=put, save_steps=1).state
+        finally:
+            starts.append(seen[0])
+
+    for mesh, stop in (((2, 2, 2), 2), ((1, 4, 1), 4)):
+        with pytest.raises(KeyError):
+            train(tmp_path / "moved", mesh, stop)
+    moved = train(tmp_path / "moved", (1, 1, 1), steps)
+    assert starts == [0, 2, 4]
+    stayed = train(tmp_path / "stayed", (1, 1, 1), steps)
+    chex.assert_trees_all_close(jax.device_get(moved), jax.device_get(stayed), rtol=1e-3, atol=1e-4)
