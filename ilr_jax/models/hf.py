@@ -82,29 +82,35 @@ def _whole(part: Stored, turned: bool, dtype: DTypeLike, sharding: NamedSharding
 
 @partial(jax.jit, donate_argnums=0)
 def _put(stack: Array, layer: Array, i: Array) -> Array:
-    return stack.at[i].set(layer)
+    return jax.lax.dynamic_update_index_in_dim(stack, layer, i, 0)  # as a scatter, a CPU would turn all of a bfloat16 stack into float32
 
 
-def _place(parts: tuple[Stored, ...], stacked: bool, dtype: DTypeLike, sharding: NamedSharding | None) -> Array:
-    """One of our arrays, read from its `parts`: the host holds one of them at a time, not the stack of all layers."""
+@jax.jit
+def _finite(x: Array) -> Array:
+    """Whether all is finite: in no number all bits of the exponent are set (`isfinite` makes a float32 copy of bfloat16 on a CPU)."""
+    bits = lambda y: jax.lax.bitcast_convert_type(y, f"uint{8 * x.dtype.itemsize}")
+    infinite = bits(jnp.array(jnp.inf, x.dtype))
+    return (bits(x) & infinite != infinite).all()
+
+
+def _place(parts: tuple[Stored, ...], stacked: bool, dtype: DTypeLike, sharding: NamedSharding | None) -> tuple[Array, bool]:
+    """One of our arrays, read from its `parts`, and whether it is finite: the host holds one part at a time, not all layers."""
     if not stacked:
-        return _whole(parts[0], False, dtype, sharding)
-    stack = jnp.zeros((len(parts), *parts[0].shape[::-1]), dtype, device=sharding)
+        whole = _whole(parts[0], False, dtype, sharding)
+        return whole, bool(_finite(whole))
+    stack, finite = jnp.zeros((len(parts), *parts[0].shape[::-1]), dtype, device=sharding), True
     one = sharding and NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
     for i, part in enumerate(parts):
-        stack = jax.block_until_ready(_put(stack, _whole(part, True, dtype, one), np.int32(i)))
-    return stack
+        layer = _whole(part, True, dtype, one)
+        finite = bool(_finite(layer)) and finite
+        stack = jax.block_until_ready(_put(stack, layer, np.int32(i)))
+    return stack, finite
 
 
 def _target(sharding: Placement, path: str) -> NamedSharding | None:
     if sharding is None or callable(sharding):
         return sharding and sharding(path)
     return _flat(sharding)[path]
-
-
-@jax.jit
-def _finite(params: Mapping[str, Any]) -> dict[str, Any]:
-    return jax.tree.map(lambda x: jnp.isfinite(x).all(), dict(params))
 
 
 def _drop_copies(folder: Path, config: ModelConfig, found: dict[str, Stored]) -> dict[str, Stored]:
@@ -140,13 +146,12 @@ def _read(
 ) -> tuple[dict[str, Any], Stored | None]:
     """Parameters, and the classifier's head as it lies in the file."""
     found, layout = check(folder, config, classifier), _layout(config, head=not classifier)
-    flat = {
-        path: _place(tuple(found[name] for name in names), path.startswith("layers."), dtype, _target(sharding, path))
-        for path, (names, _) in layout.items()
-    }
-    bad = ", ".join(path for path, good in _finite(flat).items() if not good)
+    flat, bad = {}, []
+    for path, (names, _) in layout.items():
+        flat[path], finite = _place(tuple(found[name] for name in names), path.startswith("layers."), dtype, _target(sharding, path))
+        bad += [] if finite else [path]
     if bad:
-        raise ValueError(f"{folder}: not finite in {jnp.dtype(dtype).name}: {bad}; the file is damaged or needs a wider dtype")
+        raise ValueError(f"{folder}: not finite in {jnp.dtype(dtype).name}: {', '.join(bad)}; the file is damaged or needs a wider dtype")
     return unflatten_dict(flat, sep="."), found.get("score.weight")
 
 
