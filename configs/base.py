@@ -50,9 +50,10 @@ def _method(config: ConfigDict) -> None:
     config.task.test_examples = 0  # use the first n of the test split; 0: all
     config.task.seed = 0  # wordmath, minisql: which problems are drawn
     # gsm8k, wordmath: numeric | released (string comparison); bird, minisql: official | strict; jsonl: exact | numeric | regex |
-    # MODULE:FUNCTION. Empty: the first
+    # sql | sql-strict (as BIRD's official and strict) | MODULE:FUNCTION. Empty: the first
     config.task.grader = ""
     config.task.pattern = ""  # jsonl, regex: the expression whose first group is compared
+    config.task.databases = ""  # jsonl, sql: folder of NAME/NAME.sqlite, for the names in the column "database"
 
 
 def _models(config: ConfigDict) -> None:

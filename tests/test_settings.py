@@ -101,7 +101,9 @@ def test_all_faults_come_in_one_message():
 
 def test_every_task_has_its_own_graders():
     assert settings.check(changed(task__name="jsonl", task__grader="my_graders:judge")) == ["ilr"]
-    with pytest.raises(ValueError, match="task.grader: wanted one of exact, numeric, regex, module:function; got 'released'"):
+    with pytest.raises(
+        ValueError, match="task.grader: wanted one of exact, numeric, regex, sql, sql-strict, module:function; got 'released'"
+    ):
         settings.check(changed(task__name="jsonl", task__grader="released"))
     assert tasks.GRADERS.keys() == tasks.FACTORIES.keys()
 

@@ -1,7 +1,7 @@
-"""Graders for anyone's data, by name: `exact`, `numeric`, `regex`, or a function of the user's own.
+"""Graders for anyone's data, by name: `exact`, `numeric`, `regex`, `sql`, or a function of the user's own.
 
-A grader either reads a value in an answer, which is compared with the reference's, or judges an answer by itself. Not here: grading by
-execution, and by a model.
+A grader either reads a value in an answer, which is compared with the reference's, or judges an answer by itself. Not here: how SQL is
+graded (`execution`), and grading by a model.
 """
 
 import importlib
@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from ilr_jax.tasks import execution
+from ilr_jax.tasks.execution import Execution
 from ilr_jax.tasks.gsm8k import numeric
 from ilr_jax.types import Example
 
 FUNCTION = "module:function"  # stands for any name with a colon
-NAMES = ("exact", "numeric", "regex", FUNCTION)
+NAMES = ("exact", "numeric", "regex", *execution.NAMES, FUNCTION)
 Read = Callable[[str], Hashable | None]
 Judge = Callable[[str, Example], Any]
 
@@ -39,9 +41,17 @@ class Grader:
         """Whether each answer is right; without a reference none is."""
         return np.array([e.reference is not None and self._right(a, e) for a, e in zip(answers, examples, strict=True)], dtype=bool)
 
-    def agree(self, a: Sequence[str], b: Sequence[str]) -> Bool[np.ndarray, " n"]:
+    def agree(self, a: Sequence[str], b: Sequence[str], examples: Sequence[Example]) -> Bool[np.ndarray, " n"]:
         """Whether two answers state the same value; where neither states one, whether they are the same text."""
         return np.array([self._same(x, y) for x, y in zip(a, b, strict=True)], dtype=bool)
+
+    def reads(self, reference: str) -> bool:
+        """Whether a reference can be compared with."""
+        return self.judge is not None or self.read(reference) is not None
+
+    def tags(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """What grading needs of a row beside its reference: nothing."""
+        return {}
 
     def _right(self, answer: str, example: Example) -> bool:
         if self.judge is None:
@@ -62,12 +72,14 @@ def exact(answer: str) -> str | None:
     return " ".join(unicodedata.normalize("NFKC", answer).casefold().split()) or None
 
 
-def named(name: str, pattern: str = "") -> Grader:
+def named(name: str, pattern: str = "", databases: str = "") -> Grader | Execution:
     """The grader `name`: one of NAMES, or `module:function` with the function (answer, example) -> bool.
 
-    `pattern` is that of `regex`: its first group, or the whole match if it has none, is compared. Raises ValueError for a name, a pattern,
-    a module or a function that cannot be.
+    `pattern` is that of `regex`: its first group, or the whole match if it has none, is compared. `databases` is the folder of those that
+    `sql` runs on. Raises ValueError for a name, a pattern, a folder, a module or a function that cannot be.
     """
+    if name in execution.NAMES:
+        return execution.named(name, databases)
     if ":" in name:
         return Grader(name, lambda answer: None, _function(name))
     if name not in NAMES:

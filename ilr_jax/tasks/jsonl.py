@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from ilr_jax.tasks import graders, readers, shapes
+from ilr_jax.tasks.execution import Execution
 from ilr_jax.tasks.graders import Grader
 from ilr_jax.tasks.readers import Entry, Row
 from ilr_jax.tasks.shapes import Shape
@@ -29,7 +30,7 @@ class OwnData:
 
     training: Sequence[Example]
     testing: Sequence[Example]
-    grader: Grader
+    grader: Grader | Execution
     name: str = NAME
 
     def train(self) -> list[Example]:
@@ -48,7 +49,7 @@ class OwnData:
 
     def agree(self, a: Sequence[str], b: Sequence[str], examples: Sequence[Example]) -> Bool[np.ndarray, " n"]:
         """Whether two answers state the same value, or are the same text where the grader reads none in either."""
-        return self.grader.agree(a, b)
+        return self.grader.agree(a, b, examples)
 
     def usable(self, answer: str) -> bool:
         """Whether there is an answer at all."""
@@ -63,7 +64,7 @@ class Split:
     columns: Mapping[str, str]
     names: frozenset[str]
     shape: Shape
-    grader: Grader
+    grader: Grader | Execution
     answers: str
 
     def example(self, number: int, row: Row) -> Example:
@@ -76,9 +77,10 @@ class Split:
         reference = marked or (answer if trusted or self.answers == "trusted" else None)
         if trusted and reference is None:
             raise ValueError("is marked as trusted, but has no answer")
-        if reference is not None and self.grader.judge is None and self.grader.read(reference) is None:
+        if reference is not None and not self.grader.reads(reference):
             raise ValueError(f"the grader {self.grader.name!r} reads nothing in the reference {reference[-60:]!r}")
-        return Example(self._id(number, values), prompt, reference, NAME, given=answer if self.answers == "given" else None)
+        tags, given = self.grader.tags(values), answer if self.answers == "given" else None
+        return Example(self._id(number, values), prompt, reference, NAME, tags, given=given)
 
     def _id(self, number: int, values: Mapping[str, Any]) -> str:
         """The row's own id, else its number, which stays when its text changes; test ids begin with `test-`."""
@@ -98,13 +100,14 @@ def _flag(value: Any) -> bool:
 
 
 def load(config: Any) -> OwnData:
-    """The task as `config` describes it: `path`, `test_path`, `columns`, `answers`, `grader`, `pattern` and the numbers of examples.
+    """The task as `config` describes it: `path`, `test_path`, `columns`, `answers`, `grader` and what belongs to it, numbers of examples.
 
     Everything that is wrong with the data of both splits comes in one ValueError; test rows that also stand in train are a warning.
     """
     if not config.path:
         raise ValueError("task.path: wanted your data (a file, a save_to_disk folder or a Hub id), got none")
-    columns, grader = shapes.column_map(config.columns), graders.named(config.grader or graders.NAMES[0], config.pattern)
+    columns = shapes.column_map(config.columns)
+    grader = graders.named(config.grader or graders.NAMES[0], config.pattern, config.databases)
     found, faults, total = {}, [], 0
     for name, (source, entries) in _entries(config).items():
         found[name], wrong = _examples(name, source, entries, columns, grader, config.answers)
@@ -134,7 +137,7 @@ def _entries(config: Any) -> dict[str, tuple[str, list[Entry]]]:
 
 
 def _examples(
-    name: str, source: str, entries: Sequence[Entry], columns: Mapping[str, str], grader: Grader, answers: str
+    name: str, source: str, entries: Sequence[Entry], columns: Mapping[str, str], grader: Grader | Execution, answers: str
 ) -> tuple[list[Example], list[str]]:
     """The examples of a split, and one line for everything that is wrong with it, in the order of the data."""
     rows = [entry for entry in entries if isinstance(entry, Row)]
@@ -159,7 +162,7 @@ def _examples(
     return examples, faults
 
 
-def _split(name: str, rows: Sequence[Row], columns: Mapping[str, str], grader: Grader, answers: str) -> Split:
+def _split(name: str, rows: Sequence[Row], columns: Mapping[str, str], grader: Grader | Execution, answers: str) -> Split:
     """What the rows have in common. ValueError for columns that are not there, fit no shape, or hold no answers to train on."""
     there = sorted({column for row in rows for column in row.values})
     listed = f"found the columns {', '.join(there)}"

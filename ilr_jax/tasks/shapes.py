@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 Values = Mapping[str, Any]
 Turn = tuple[str, str]
-COMMON = ("id", "reference", "trusted", "system")
+COMMON = ("id", "reference", "trusted", "system", "database")
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 

@@ -41,7 +41,7 @@ def test_without_a_reference_nothing_is_right():
 def test_agreement_is_about_the_value_and_about_the_text_where_there_is_none():
     a = ["it is <b>", "it is <b>", "it is <b>", "no choice", "no choice "]
     b = ["so: <b>", "so: <c>", "no choice", "another", "no choice"]
-    assert graders.named("regex", "<(.)>").agree(a, b).tolist() == [True, False, False, False, True]
+    assert graders.named("regex", "<(.)>").agree(a, b, []).tolist() == [True, False, False, False, True]
 
 
 def test_a_pattern_without_a_group_compares_the_whole_match():
@@ -68,7 +68,7 @@ def test_a_function_of_the_users_judges(module):
     grader = graders.named(f"{module}:longer")
     got = grader.grade(["abc", "a", "abc"], [example("ab"), example("ab"), example(None)])
     assert got.dtype == bool and got.tolist() == [True, False, False]
-    assert grader.agree(["a", "b"], ["a ", "c"]).tolist() == [True, False]
+    assert grader.agree(["a", "b"], ["a ", "c"], []).tolist() == [True, False]
     assert right(graders.named("numpy:array_equal"), "#", "x") is False
 
 
@@ -81,7 +81,7 @@ def test_a_verdict_must_be_one(module):
 @pytest.mark.parametrize(
     ("name", "pattern", "message"),
     [
-        ("bleu", "", "wanted one of exact, numeric, regex, module:function"),
+        ("bleu", "", "wanted one of exact, numeric, regex, sql, sql-strict, module:function"),
         ("module:function", "", "No module named 'module'"),
         ("no_such_module:f", "", "wanted a module that can be imported, got No module named 'no_such_module'"),
         ("my_broken_module:f", "", "wanted a module that can be imported, got invalid syntax"),
