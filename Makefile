@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help setup dev quickstart test lint format
+.PHONY: help setup dev quickstart test exact lint format
 
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -31,6 +31,9 @@ quickstart: .venv/base  ## the whole method on the embedded task: SFT, ILR, naiv
 
 test: .venv/dev  ## all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+exact: .venv/dev  ## parity, cache and sampling on programs that are compiled as users get them
+	XLA_FLAGS=--xla_backend_optimization_level=3 $(BIN)/python -m pytest -n 2 --dist loadfile tests/models tests/sample
 
 lint: .venv/dev  ## format check, lint, types
 	$(BIN)/ruff format --check .

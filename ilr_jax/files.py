@@ -89,10 +89,10 @@ def _fits(value: Any, hint: Any) -> bool:
     return type(value) is hint or (hint is float and type(value) is int)
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a table, a line per row under a header. Columns come as the rows first name them; what a row lacks or is None is empty."""
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], first: Sequence[str] = ()) -> None:
+    """Write a table, a line per row under a header. Columns: `first`, then as rows name them; what a row lacks or is None is empty."""
     file = io.StringIO()
-    lines = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    lines = csv.DictWriter(file, list(dict.fromkeys([*first, *(name for row in rows for name in row)])), lineterminator="\n")
     lines.writeheader()
     lines.writerows(rows)
     write_bytes(path, file.getvalue().encode())

@@ -8,7 +8,7 @@ The handler of SIGTERM is ours because orbax's `reached_preemption` (0.12) is al
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
@@ -37,7 +37,8 @@ def _come(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_DFL)
     _notice.number = _notice.number or number
     if _notice.held:
-        os.write(2, ONCE_MORE)  # a print may be under way
+        with suppress(OSError):  # nobody may be there to read it: Ctrl-C ends the other programs of a pipe too
+            os.write(2, ONCE_MORE)  # a print may be under way
     check()
 
 

@@ -108,7 +108,7 @@ def report_card(entry: Row) -> list[str]:
         of("accepts_wrong", "right_labels"),
         of("rejects_right", "right_proposals"),
         *(percent(entry[name]) for name in ("flips", "second", "longer", "longer_right", "calibration_error")),
-        of("precision", "replaced"),
+        of("precision", "replaced_known"),
         of("recall", "right_proposals"),
     ]
 

@@ -53,7 +53,7 @@ class Progress:
             self._task = self._bar.add_task(self.name, total=self.total, completed=self.done, figures="")
             self._bar.start()
         elif not self.quiet:  # compiling may take minutes before the first unit is done
-            print(f"{self.name}: {self._count()}", file=self.stream, flush=True)
+            self._print(f"{self.name}: {self._count()}")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -94,4 +94,11 @@ class Progress:
         elapsed = self._said_at - self._start
         made = self.done - self.before
         left = f", {_clock(elapsed / made * (self.total - self.done))} left" if self.total and made else ""
-        print(f"{self.name}: {self._count()}, {self.summary()}, {_clock(elapsed)} elapsed{left}", file=self.stream, flush=True)
+        self._print(f"{self.name}: {self._count()}, {self.summary()}, {_clock(elapsed)} elapsed{left}")
+
+    def _print(self, line: str) -> None:
+        """Once nobody reads the lines any more, as at the other end of a broken pipe, the work goes on without them."""
+        try:
+            print(line, file=self.stream, flush=True)
+        except BrokenPipeError:
+            self.quiet = True

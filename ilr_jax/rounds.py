@@ -174,8 +174,11 @@ def _line(facts: Round) -> str:
     names = {"test_accuracy": f"test {facts['test_measure']}", "label_accuracy": "labels right", "evaluator_accuracy": "evaluator right"}
     known = [f"{what} {facts[name]:.1%}" for name, what in names.items() if facts[name] is not None]
     line = ", ".join(known) or "done; without trusted references nobody knows what is right"
-    empty = facts["unread"] or 0
-    return f"{line}; {empty} proposals are empty" if 2 * empty > (facts["labels"] or 0) else line
+    empty, asked = (
+        facts["unread"] or 0,
+        facts["labels"] if facts["agreed"] is None else facts["agreed"] + facts["compared"] + facts["unread"],
+    )
+    return f"{line}; {empty} of {asked} proposals are empty" if 2 * empty > (asked or 0) else line
 
 
 def _measured(lab: Lab, r: int, model: Artifact, labels: list[Label] | None = None, **facts: Any) -> Round:

@@ -186,7 +186,9 @@ def collect(folder: str | Path) -> list[dict[str, Any]]:
             summary = report.summarise(report.collect([path]))
             entries += [{"point": path.name, "fields": read_json(path / "point.json"), **entry} for entry in summary]
     write_json(Path(folder) / "results.json", {"points": entries})
-    write_csv(Path(folder) / "results.csv", [{"point": entry["point"], **entry["fields"], **_flat(entry)} for entry in entries])
+    lines = [{"point": entry["point"], **entry["fields"], **_flat(entry)} for entry in entries]
+    fields = [name for entry in entries for name in entry["fields"]]
+    write_csv(Path(folder) / "results.csv", lines, ["point", *fields, *COLUMNS])
     return entries
 
 

@@ -99,3 +99,10 @@ def test_damaged_json_and_missing_files_are_named(tmp_path):
         read_json(tmp_path / "x.json")
     with pytest.raises(StorageError, match="could not read .*rows.jsonl"):
         read_rows(tmp_path / "rows.jsonl", Label)
+
+
+def test_a_table_without_rows_has_its_header(tmp_path):
+    files.write_csv(tmp_path / "t.csv", [], ["point", "seeds", "point"])
+    assert (tmp_path / "t.csv").read_text() == "point,seeds\n"
+    files.write_csv(tmp_path / "t.csv", [{"seeds": 1}, {"seeds": None, "new": 'a "b",'}], ["point"])
+    assert (tmp_path / "t.csv").read_text() == 'point,seeds,new\n,1,\n,,"a ""b"","\n'

@@ -101,3 +101,14 @@ def test_the_same_signal_again_ends_on_the_spot(number):
             assert process.wait(60) == -number
         finally:
             process.kill()
+
+
+def test_a_pipe_that_is_gone_does_not_lose_the_save(tmp_path):
+    """Ctrl-C in `ilr run ... 2>&1 | tee log` ends tee too, and often first."""
+    script = WAITS.replace('print("noticed", flush=True)\n    time.sleep(600)', f'open({str(tmp_path / "saved")!r}, "w").close()')
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stderr and process.stdout.readline() == "ready\n"
+        process.stderr.close()
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+    assert (tmp_path / "saved").exists()

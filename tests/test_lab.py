@@ -221,7 +221,7 @@ def test_references_that_changed_are_graded_anew(tiny_config, tmp_path):
     lab.examples |= {example.id: example for example in lab.d2}
     assert replaced() == 0
     other = Lab(tiny_config, tmp_path)
-    other.d2 = [dataclasses.replace(example, tags={"version": "2"}) for example in lab.d2]
+    other.d2 = [dataclasses.replace(example, tags={"content": "2"}) for example in lab.d2]
     assert other.graded != lab.graded
 
 

@@ -174,6 +174,11 @@ def test_a_loss_that_is_not_finite_is_one_message(run):
     assert code == 2 and "weak: adapter 0 has loss" in said and "Lower the learning rate" in said and "Traceback" not in said
 
 
+def test_ctrl_c_before_anything_listens_says_the_same(run, monkeypatch):
+    monkeypatch.setattr("ilr_jax.hosts.start", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    assert run() == (130, "stopped; the same command continues\n")
+
+
 def test_an_interrupted_run_says_how_to_go_on(run, monkeypatch):
     for number, (code, name) in {signal.SIGINT: (130, "Ctrl-C"), signal.SIGTERM: (143, "SIGTERM")}.items():
         monkeypatch.setattr("ilr_jax.rounds.run", lambda *_, number=number: os.kill(os.getpid(), number))

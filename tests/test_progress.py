@@ -72,6 +72,16 @@ def test_what_was_done_before_counts_for_no_rate(clock):
     assert first == "sft: 60/100 steps" and last == "sft: 70/100 steps, 1 steps/s, 0:10 elapsed, 0:30 left"
 
 
+def test_work_goes_on_when_nobody_reads_any_more():
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    with Progress("sft", 2, "steps", stream=Gone()) as progress:
+        progress.advance(2)
+    assert progress.done == 2 and progress.quiet
+
+
 def test_quiet_says_nothing_and_counts():
     out = io.StringIO()
     with Progress("x", 2, "steps", stream=out, quiet=True) as progress:

@@ -208,6 +208,7 @@ def test_snapshots_come_in_the_order_of_training_and_end_with_what_was_trained(f
 
 
 def test_a_round_whose_proposals_are_mostly_empty_says_so():
-    facts = rounds.BLANK | {"test_measure": "accuracy", "test_accuracy": 0.5, "labels": 10, "unread": 6}
-    assert rounds._line(facts) == "test accuracy 50.0%; 6 proposals are empty"
-    assert rounds._line(facts | {"unread": 5}) == rounds._line(facts | {"unread": None}) == "test accuracy 50.0%"
+    facts = rounds.BLANK | {"test_measure": "accuracy", "test_accuracy": 0.5}
+    naive, dpo_pairs = facts | {"labels": 10, "unread": 6}, facts | {"agreed": 1, "compared": 3, "unread": 6}
+    assert rounds._line(naive) == rounds._line(dpo_pairs) == "test accuracy 50.0%; 6 of 10 proposals are empty"
+    assert {rounds._line(row) for row in (facts, naive | {"unread": 5}, dpo_pairs | {"compared": 5})} == {"test accuracy 50.0%"}

@@ -28,7 +28,8 @@ def card(audit: Sequence[Audit]) -> dict[str, Any] | None:
     - `flips`: it prefers another answer when the two change places; `second`: mean probability of the answer in the second place
     - `longer`: it prefers the longer answer (in characters); `longer_right`: of the `pairs`, the longer one is right
     - `calibration`: per tenth of the score, (pairs, mean score, share whose proposal is right); `calibration_error`: their mean distance
-    - `replaced`; `precision`: of these, the new label is right; `recall`: of the `right_proposals`, those that replaced their label
+    - `replaced`; `precision`: of the `replaced_known` among these, the accepted proposal is right
+    - `recall`: of the `right_proposals`, those that were accepted
     """
     rows = [row for row in audit if None not in (row.accept, row.reject, row.score)]
     if not rows:
@@ -58,6 +59,7 @@ def card(audit: Sequence[Audit]) -> dict[str, Any] | None:
         "calibration": bins,
         "calibration_error": sum(n * abs(mean - right) for n, mean, right in bins) / pairs if pairs else None,
         "replaced": int(taken.sum()),
+        "replaced_known": int((taken & known).sum()),
         "precision": _mean(would[taken & known]),
         "recall": _mean(taken[decisive & would]),
     }

@@ -58,7 +58,7 @@ class TextToSQL:
         files = {name: _file(self.databases, name) for name in sorted({question.database for question in questions})}
         sqlbox.checked(files.values())
         schemas = {name: birdfiles.schema(path) for name, path in files.items()}
-        tags = {name: {"database": name, "version": birdfiles.version(path)} for name, path in files.items()}
+        tags = {name: {"database": name, "content": sqlbox.content(path)} for name, path in files.items()}
         return [
             Example(f"{self.name}-{split}-{i:05d}", q.prompt(schemas[q.database]), q.sql, self.name, tags[q.database])
             for i, q in enumerate(questions)

@@ -5,7 +5,6 @@ prompt is made here, from the CREATE statements of the real database. `saved`: w
 whole prompt), answer, db_schema and db_name. Databases are `NAME/NAME.sqlite`, in a folder `*_databases` or not. Not here: grading.
 """
 
-import os
 import re
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from ilr_jax.files import explained, read_json
+from ilr_jax.files import read_json
 from ilr_jax.tasks import saved
 
 LISTS = {"train": ("train.json", "train/train.json"), "test": ("dev.json", "dev/dev.json", "dev_*/dev.json")}
@@ -94,12 +93,6 @@ def find(databases: Path, name: str) -> Path:
     """The file of a database; if there is none, where it was to be."""
     places = [place.format(name=escape(name)) for place in PLACES]
     return next((path for place in places for path in sorted(databases.glob(place))), databases / name / f"{name}.sqlite")
-
-
-def version(database: Path) -> str:
-    """What tells a database from what it was before: its size, and the change counter that a write raises (SQLite's file format, 1.3.7)."""
-    with explained(database, "read"), open(database, "rb") as file:
-        return f"{os.fstat(file.fileno()).st_size}-{int.from_bytes(file.read(28)[24:])}"
 
 
 @lru_cache(256)

@@ -49,7 +49,7 @@ class Execution:
             )
         if name not in self.seen:
             (path,) = sqlbox.checked([birdfiles.find(self.task.databases, name)])
-            self.seen[name] = {"database": name, "version": birdfiles.version(path)}
+            self.seen[name] = {"database": name, "content": sqlbox.content(path)}
         return self.seen[name]
 
 

@@ -76,7 +76,7 @@ class Box:
 
     def run(self, queries: Sequence[Query]) -> list[Outcome]:
         """One outcome per query, in order. ValueError that lists every database that cannot be used."""
-        contents = {path: _content(path) for path in checked({query.database for query in queries})}
+        contents = {path: content(path) for path in checked({query.database for query in queries})}
         keys = [(contents[query.database], query.sql) for query in queries]
         new = {key: query for key, query in zip(keys, queries, strict=True) if key not in self.known}
         self.known.update(zip(new, self._run(list(new.values())), strict=True))
@@ -218,7 +218,7 @@ def _fault(path: Path) -> str:
     return "" if start == HEADER else f"wanted a SQLite database, got a file that begins with {start!r}; copy it again"
 
 
-def _content(path: Path) -> str:
+def content(path: Path) -> str:
     """What stands for the bytes of a file, read again only where it has changed."""
     found = path.stat()
     return _hashed(path, found.st_size, found.st_mtime_ns, found.st_ino)

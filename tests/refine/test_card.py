@@ -53,7 +53,7 @@ def test_precision_and_recall_of_what_was_replaced():
     rows = [asked(0.9, 0.9, RIGHT, accepted=True), asked(0.9, 0.9, (True, True), accepted=True), asked(0.9, 0.9, WRONG, accepted=True)]
     rows += [asked(0.4, 0.4, RIGHT), asked(0.9, 0.9, (None, None), accepted=True)]
     found = card(rows)
-    assert (found["replaced"], found["precision"], found["recall"]) == (4, pytest.approx(2 / 3), 0.5)
+    assert (found["replaced"], found["replaced_known"], found["precision"], found["recall"]) == (4, 3, pytest.approx(2 / 3), 0.5)
 
 
 def test_without_references_there_are_shares_of_the_comparisons_only():
