@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ilr_jax import files
 from ilr_jax.store import StorageError, read_json, read_rows, write_json, write_rows
 from ilr_jax.types import Comparison, Decision, Example, Label
 
