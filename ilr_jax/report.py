@@ -151,9 +151,8 @@ def write(workdirs: Sequence[str | Path], out: str | Path | None = None) -> Path
     audits = [read_rows(Path(row["audit"]), Audit) if row["audit"] else [] for row in rows]
     made = {"summary": summary, "differences": differences(rows), "cards": cards(rows, audits)}
     text = page.render(rows, audits, backgrounds, **made)
-    kept = [{key: value for key, value in row.items() if key != "test_right"} for row in rows]
-    for row in kept:
-        row |= {file: row[file] and os.path.relpath(row[file], folder) for file in ("audit", "answers")}
+    moved = lambda row: {file: row[file] and os.path.relpath(row[file], folder) for file in ("audit", "answers")}
+    kept = [{key: value for key, value in row.items() if key != "test_right"} | moved(row) for row in rows]
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / "results.json", encode({"rows": kept, **made}, "the results", indent=1) + b"\n")
@@ -272,9 +271,8 @@ def _interval(rows: Sequence[Row]) -> list[float] | None:
 
 def _difference(rows: Mapping[int, Row], baseline: Mapping[int, Row]) -> Row | None:
     """Of the seeds that both have and tested, paired by seed and, where they tell, by test example."""
-    seeds = [
-        seed for seed in sorted(rows.keys() & baseline.keys()) if None not in (rows[seed]["test_accuracy"], baseline[seed]["test_accuracy"])
-    ]
+    tested = lambda side: {seed for seed, row in side.items() if row["test_accuracy"] is not None}
+    seeds = sorted(tested(rows) & tested(baseline))
     if not seeds:
         return None
     results = _results([rows[seed] for seed in seeds] + [baseline[seed] for seed in seeds])

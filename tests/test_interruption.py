@@ -55,6 +55,7 @@ def test_what_is_ignored_stays_ignored():
     try:
         with interruption.listening():
             notify(signal.SIGINT)
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
 

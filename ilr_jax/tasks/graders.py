@@ -67,12 +67,15 @@ class Grader:
         return a.strip() == b.strip() if said == (None, None) else said[0] == said[1]
 
 
+Named = Grader | Execution  # what a grader's name can stand for
+
+
 def exact(answer: str) -> str | None:
     """The answer in Unicode's compatibility form (NFKC), without case, its blanks and line ends single blanks; None if nothing is left."""
     return " ".join(unicodedata.normalize("NFKC", answer).casefold().split()) or None
 
 
-def named(name: str, pattern: str = "", databases: str = "") -> Grader | Execution:
+def named(name: str, pattern: str = "", databases: str = "") -> Named:
     """The grader `name`: one of NAMES, or `module:function` with the function (answer, example) -> bool.
 
     `pattern` is that of `regex`: its first group, or the whole match if it has none, is compared. `databases` is the folder of those that

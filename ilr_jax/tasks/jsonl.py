@@ -13,8 +13,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from ilr_jax.tasks import graders, readers, shapes
-from ilr_jax.tasks.execution import Execution
-from ilr_jax.tasks.graders import Grader
+from ilr_jax.tasks.graders import Named
 from ilr_jax.tasks.readers import Entry, Row
 from ilr_jax.tasks.shapes import Shape
 from ilr_jax.types import Example
@@ -30,7 +29,7 @@ class OwnData:
 
     training: Sequence[Example]
     testing: Sequence[Example]
-    grader: Grader | Execution
+    grader: Named
     name: str = NAME
 
     def train(self) -> list[Example]:
@@ -64,7 +63,7 @@ class Split:
     columns: Mapping[str, str]
     names: frozenset[str]
     shape: Shape
-    grader: Grader | Execution
+    grader: Named
     answers: str
 
     def example(self, number: int, row: Row) -> Example:
@@ -137,7 +136,7 @@ def _entries(config: Any) -> dict[str, tuple[str, list[Entry]]]:
 
 
 def _examples(
-    name: str, source: str, entries: Sequence[Entry], columns: Mapping[str, str], grader: Grader | Execution, answers: str
+    name: str, source: str, entries: Sequence[Entry], columns: Mapping[str, str], grader: Named, answers: str
 ) -> tuple[list[Example], list[str]]:
     """The examples of a split, and one line for everything that is wrong with it, in the order of the data."""
     rows = [entry for entry in entries if isinstance(entry, Row)]
@@ -162,7 +161,7 @@ def _examples(
     return examples, faults
 
 
-def _split(name: str, rows: Sequence[Row], columns: Mapping[str, str], grader: Grader | Execution, answers: str) -> Split:
+def _split(name: str, rows: Sequence[Row], columns: Mapping[str, str], grader: Named, answers: str) -> Split:
     """What the rows have in common. ValueError for columns that are not there, fit no shape, or hold no answers to train on."""
     there = sorted({column for row in rows for column in row.values})
     listed = f"found the columns {', '.join(there)}"
