@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ilr_jax import batches, sharding
+from ilr_jax import batches, hosts, sharding
 from ilr_jax.batches import Epochs, Preference
 from ilr_jax.files import read_json, write_json
+from ilr_jax.models import flops
 from ilr_jax.progress import Progress
 from ilr_jax.roles import Model, fingerprint
 from ilr_jax.stages import ADAPTERS, Bench, fit, load_adapters, tokenised
@@ -45,7 +46,7 @@ def optimise(bench: Bench, model: Model, policy: Artifact, chosen: Sequence[Pair
         checkpoint.save_tree(folder / ADAPTERS, done.state.trainable)
         return {"pairs": len(chosen), "steps": epochs.steps}
 
-    return bench.run("dpo", settings, _preferred(model, policy, chosen), build)
+    return bench.run("dpo", settings, _preferred(model, policy, chosen), build, flops.adapters(model.config, bench.lora))
 
 
 def _preferred(model: Model, policy: Artifact, chosen: Sequence[Pair]) -> dict[str, str]:
@@ -63,7 +64,7 @@ def _reference(bench: Bench, model: Model, policy: Artifact, chosen: Sequence[Pa
         out, run = np.empty(len(samples)), steps.sequence_log_probs(bench.setup(model, bench.lora))
         with Progress("dpo reference", len(samples), "answers") as progress:
             for taken, batch in batches.likelihoods(samples, bench.rows(bench.config.compute.score_batch), model.tokenizer.pad, limit):
-                out[taken] = np.asarray(run(tree, model.params, sharding.put_rows(bench.layout, batch)))[: len(taken)]
+                out[taken] = hosts.fetched(run(tree, model.params, sharding.put_rows(bench.layout, batch)))[: len(taken)]
                 progress.advance(len(taken))
         write_json(folder / "log_probs.json", out.reshape(len(SIDES), -1).tolist())
 

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from ilr_jax import batches, sharding
+from ilr_jax import batches, hosts, sharding
 from ilr_jax.batches import Epochs
-from ilr_jax.models import decoder, heads
+from ilr_jax.models import decoder, flops, heads
 from ilr_jax.progress import Progress
 from ilr_jax.roles import Model, fingerprint
 from ilr_jax.stages import Bench, fit
@@ -72,7 +72,7 @@ def train(bench: Bench, model: Model, train: Comparisons, held_out: Comparisons)
         }
 
     data = fingerprint([[list(row) for row in part] for part in (train, held_out)])
-    return bench.run("evaluator", settings, {"model": model.digest, "data": data}, build)
+    return bench.run("evaluator", settings, {"model": model.digest, "data": data}, build, flops.classifier(model.config))
 
 
 def _classifier(params: Mapping[str, Any], key: jax.Array) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def _class_metrics(evaluation: Callable, data: Sequence, trainable: Any) -> dict
     sums = []
     with Progress("evaluator validation", len(data), "batches", quiet=sys.stderr.isatty()) as progress:  # a terminal shows training's bar
         for batch in data:
-            sums.append(jax.device_get(evaluation(trainable, {}, batch)))
+            sums.append(hosts.fetched(evaluation(trainable, {}, batch)))
             progress.advance()
     units = sum(float(s["units"][0]) for s in sums)
     return {name: sum(float(s[name][0]) for s in sums) / units for name in ("loss", "right")}
@@ -103,7 +103,7 @@ def score_fn(bench: Bench, model: Model, evaluator: Artifact) -> Callable[[Seque
             comparisons = [(ids, 0) for ids in model.tokenizer.comparisons(requests)]
             for taken, batch in batches.scoring(comparisons, bench.rows(bench.config.compute.score_batch), model.tokenizer.pad):
                 found = probabilities(trained, {}, sharding.put_rows(bench.layout, batch))
-                out[taken] = np.asarray(found)[: len(taken), 0, 1]
+                out[taken] = hosts.fetched(found)[: len(taken), 0, 1]
                 progress.advance(len(taken))
         return out
 

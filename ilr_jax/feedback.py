@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from ilr_jax import evaluator as evaluators
-from ilr_jax import judges
+from ilr_jax import hosts, judges
 from ilr_jax.files import read_json, write_json, write_rows
 from ilr_jax.lab import Lab, reference
 from ilr_jax.refine import judge, pairs
@@ -113,7 +113,8 @@ def score_fn(lab: Lab, comparer: Artifact) -> judge.ScoreFn:
         return evaluators.score_fn(lab.bench, lab.model("evaluator"), comparer)
     if c.judge.kind == "model":
         return judges.score_fn(lab.bench, lab.model(JUDGE))
-    return verdicts.score_fn(lab.endpoint(JUDGE), c.seed, c.judge.top_logprobs, c.judge.max_invalid)
+    ask = verdicts.score_fn(lab.endpoint(JUDGE), c.seed, c.judge.top_logprobs, c.judge.max_invalid)
+    return lambda requests: hosts.told(lambda: ask(requests))
 
 
 def settings(lab: Lab) -> dict[str, object]:
@@ -159,7 +160,7 @@ def agree(lab: Lab, a: Sequence[str], b: Sequence[str], examples: Sequence[Examp
     if told is not None:
         return told
     similarity = embed.local if lab.config.embed.kind == "local" else embed.of_endpoint(lab.endpoint("embed"))
-    return above_median(similarity(a, b))
+    return above_median(hosts.told(lambda: similarity(a, b)))
 
 
 def likeness(lab: Lab) -> dict[str, str]:

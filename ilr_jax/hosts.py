@@ -1,15 +1,19 @@
-"""Starting as one of several processes, and deciding together: the engine is `jax.distributed`, and there is no scheduler of ours.
+"""Starting as one of several processes, and going the same way in all: the engine is `jax.distributed`, and there is no scheduler of ours.
 
-Not here: which process reads or writes what. On CPUs the processes talk through gloo, JAX's default there (0.10).
+Every process runs the same program in the same order. What may turn out differently from one machine to the next (files that are there,
+verdicts of programs and services) is asked of process 0 by `told`; what lies spread over them is brought together by `fetched`. On CPUs
+the processes talk through gloo, JAX's default there (0.10).
 """
 
 import os
+import pickle
 import re
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -17,7 +21,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 
 LONGER = 60  # seconds that JAX may take beyond our own limit, so that ours is the one that ends the wait
+HEARTBEAT = 60  # seconds without a sign of life after which a process counts as gone
+STATUS = re.compile(r"(UNKNOWN|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|INTERNAL): ")  # how XLA's errors begin
 SHUTDOWN = 60  # seconds that a process which has ended waits for the others to end too
+
+Told = TypeVar("Told")
 
 
 def start(distributed: bool, address: str | None, count: int | None, number: int | None, timeout: float) -> None:
@@ -47,6 +55,7 @@ def start(distributed: bool, address: str | None, count: int | None, number: int
                 number,
                 cluster_detection_method=found,
                 initialization_timeout=int(timeout) + LONGER,
+                heartbeat_timeout_seconds=HEARTBEAT,
                 shutdown_timeout_seconds=SHUTDOWN,
             )
     except (RuntimeError, ValueError, OSError) as error:
@@ -105,6 +114,63 @@ def _at_most(seconds: float, message: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+def leads() -> bool:
+    """Whether this is process 0, which alone writes what all of them see."""
+    return jax.process_index() == 0
+
+
+class Lost(OSError):
+    """Another process is gone, or cannot be reached any more."""
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What all processes do together: when one is gone, the others find out as they talk to it, and raise Lost.
+
+    Where they wait for it in JAX's coordination service, that ends them, with a message of its own, after HEARTBEAT seconds.
+    """
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # which of them XLA's status becomes depends on where it is noticed
+        if jax.process_count() == 1 or not STATUS.match(str(error)):
+            raise
+        reason = str(error).splitlines()[0][:200]
+        raise Lost(f"process {jax.process_index()} lost the others ({reason}); see what they said, and start all of them again") from error
+
+
+def told(ask: Callable[[], Told]) -> Told:
+    """What `ask()` is in process 0, in all processes, which must all come here; what it raises there is raised in all of them.
+
+    A process that comes first waits for the others. The answer has to be one that can be pickled.
+    """
+    if jax.process_count() == 1:
+        return ask()
+    answer, error = None, None
+    if leads():
+        try:
+            answer = ask()
+        except Exception as raised:
+            error = raised
+    answer, error = pickle.loads(_sent(pickle.dumps((answer, error)) if leads() else b""))
+    if error is not None:
+        raise error
+    return answer
+
+
+def _sent(data: bytes) -> bytes:
+    """The bytes of process 0; sent in sizes that are powers of two, so that few programs are compiled."""
+    size = int(multihost_utils.broadcast_one_to_all(np.array(len(data), np.int32)))
+    room = np.zeros(1 << size.bit_length(), np.uint8)
+    room[: len(data)] = np.frombuffer(data, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(room), np.uint8)[:size].tobytes()
+
+
+def fetched(tree: Any) -> Any:
+    """The tree's arrays whole, as NumPy's, in every process."""
+    spread = lambda x: isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
+    return jax.device_get(jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True) if spread(x) else x, tree))
 
 
 def voting() -> Callable[..., list[bool]]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from ilr_jax import batches, sharding
+from ilr_jax import batches, hosts, sharding
 from ilr_jax.progress import Progress
 from ilr_jax.refine.judge import ScoreFn
 from ilr_jax.roles import Model
@@ -40,7 +40,7 @@ def score_fn(bench: Bench, model: Model) -> ScoreFn:
         odds = np.full(len(requests), np.nan)
         with Progress("comparisons", len(requests), "verdicts") as progress:
             for taken, batch in batches.options(asked, letters, bench.rows(bench.config.compute.score_batch), model.tokenizer.pad):
-                found = np.asarray(log_probs({}, model.params, sharding.put_rows(bench.layout, batch)), np.float64)
+                found = hosts.fetched(log_probs({}, model.params, sharding.put_rows(bench.layout, batch))).astype(np.float64)
                 odds[taken] = (found[:, 1] - found[:, 0])[: len(taken)]
                 progress.advance(len(taken))
         return 1 / (1 + np.exp(-odds))

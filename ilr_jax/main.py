@@ -12,7 +12,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from ilr_jax import interruption
+from ilr_jax import interruption, progress
 from ilr_jax.types import Config
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/, any field of which may be overridden.")
@@ -39,8 +39,10 @@ def run(argv: Sequence[str] | None = None) -> int:
         from ilr_jax import rounds
 
         logging.set_verbosity(logging.WARNING)  # orbax tells of every save
+        if not hosts.leads():
+            progress.mute()
         assert WORKDIR.value
-        with interruption.listening():
+        with interruption.listening(), hosts.together():
             rounds.run(CONFIG.value, WORKDIR.value)
     except KeyboardInterrupt:  # before there was anything to listen for
         print("stopped; the same command continues", file=sys.stderr)
@@ -58,10 +60,13 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process. An interrupted one ends on the spot: XLA may be compiling on its own threads, and would crash on the way out."""
+    """End the process. One that failed or was interrupted ends on the spot.
+
+    XLA may be compiling on its own threads, and would crash on the way out; and other processes would wait for this one.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
-    if code in (130, 143):
+    if code:
         os._exit(code)
     sys.exit(code)
 

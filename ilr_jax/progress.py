@@ -15,6 +15,13 @@ from rich.progress import Progress as Bar
 from ilr_jax import interruption
 
 LINES, SECONDS = 10, 30
+_muted = False
+
+
+def mute() -> None:
+    """Say nothing of any job from now on: of several processes one tells of what all of them do."""
+    global _muted
+    _muted = True
 
 
 def _show(value: Any) -> str:
@@ -36,7 +43,7 @@ class Progress:
 
     def __init__(self, name: str, total: int | None, unit: str, *, start: int = 0, stream: Any = None, quiet: bool = False):
         self.name, self.total, self.unit = name, total, unit
-        self.stream, self.quiet = stream or sys.stderr, quiet
+        self.stream, self.quiet = stream or sys.stderr, quiet or _muted
         self.done = self.before = start
         self.tokens = 0
         self.figures: dict[str, Any] = {}

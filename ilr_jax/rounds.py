@@ -6,6 +6,7 @@ The work is in `demos`, `feedback`, `refinement` and `preference`, each piece on
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import jax
 import numpy as np
 from jaxtyping import Shaped
 
-from ilr_jax import demos, feedback, metrics, preference, refinement, settings
+from ilr_jax import demos, feedback, hosts, metrics, preference, refinement, settings
 from ilr_jax.files import explained, read_json, write_json
 from ilr_jax.lab import Lab
+from ilr_jax.stages import Cost
 from ilr_jax.store import claim
 from ilr_jax.types import Answer, Artifact, Config, Label, Pair
 
@@ -120,17 +122,12 @@ def run(config: Config, workdir: str | Path) -> None:
     Raises ValueError for settings that cannot be, for bad data or models, and for a workdir that another config made.
     """
     names = settings.check(config)
-    if jax.process_count() > 1:
-        raise ValueError(
-            f"wanted one process, which drives all devices of its machine, got {jax.process_count()}: processes cannot share the stages of "
-            "a workdir yet; start it without --distributed"
-        )
     if config.compute.cache:
         _keep_compiled(Path(config.compute.cache).expanduser())
     lab = Lab(config, Path(workdir))
     lab.check()  # before the workdir is claimed: what fails on bad input must not stand in the way of the corrected command
     feedback.check(lab)
-    claim(workdir, _resolved(lab), ignore=settings.incidental(config))
+    hosts.told(lambda: claim(workdir, _resolved(lab), ignore=settings.incidental(config)))
     for number, name in enumerate(names, 1):
         _record(lab, name, f"[{number}/{len(names)}] {name}")
 
@@ -150,24 +147,29 @@ def _keep_compiled(folder: Path) -> None:
 def _record(lab: Lab, name: str, title: str) -> None:
     """Run one method and keep its record up to date after every round; a record of more rounds, of an earlier run, stays until then.
 
-    Times are those of the stages that a round was the first to need, whoever built them, so that a second run leaves the same bytes.
+    Times and FLOPs are those of the stages that a round was the first to need, whoever built them: a second run leaves the same bytes.
     """
     path = lab.workdir / "runs" / f"{name}-seed{lab.config.seed}.json"
-    with explained(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    old = read_json(path) if path.exists() else {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "rounds": []}
+    old = hosts.told(lambda: _begun(path))
     lab.bench.spent.clear()
     steps, done, total = METHODS[name](lab), [], 1 if name in ONE_ROUND else lab.config.rounds + 1
     for r in range(total):
         lab.bench.place = f"{title}, round {r}" + (f" of {total - 1}" if total > 1 else "")
-        facts, before = next(steps), sum(row["seconds"] for row in done)
-        done.append({**facts, "seconds": sum(lab.bench.spent.values()) - before})
+        facts, before = next(steps), {name: sum(row[name] for row in done) for name in Cost._fields}
+        spent = {name: sum(getattr(cost, name) for cost in lab.bench.spent.values()) for name in Cost._fields}
+        done.append({**facts, **{name: spent[name] - before[name] for name in Cost._fields}})
         record = {"method": name, "seed": lab.config.seed, "finished": r + 1 == total, "started": old["started"]}
         if len(done) >= len(old["rounds"]):
-            write_json(
-                path, record | {"config": old.get("config", _resolved(lab)), "seconds": sum(lab.bench.spent.values()), "rounds": done}
-            )
+            record |= {"config": old.get("config", _resolved(lab)), **spent, "rounds": done}
+            hosts.told(partial(write_json, path, record))
         lab.bench.say(_line(facts))
+
+
+def _begun(path: Path) -> Mapping[str, Any]:
+    """The record of an earlier run, or the beginning of one."""
+    with explained(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return read_json(path) if path.exists() else {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "rounds": []}
 
 
 def _line(facts: Round) -> str:

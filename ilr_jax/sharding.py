@@ -91,7 +91,8 @@ def constrain_weights(layout: Layout | None, tree: Any) -> Any:
 
 
 def _placed(x: Any, sharding: NamedSharding) -> jax.Array:
-    if isinstance(x, jax.Array):
+    """Of several processes each has all of `x`, and puts what its own devices get; or `x` lies over all of them already."""
+    if isinstance(x, jax.Array) and (sharding.is_fully_addressable or not x.is_fully_addressable):
         return jax.device_put(x, sharding)
     return jax.make_array_from_callback(np.shape(x), sharding, lambda index: np.asarray(x)[index])
 
@@ -125,6 +126,8 @@ def choose(
     """
     devices = jax.devices()
     mesh_sizes = _sizes(sizes, len(devices), needed, weights, memory)
+    if jax.process_count() > 1 and prod(mesh_sizes.values()) < len(devices):
+        raise ValueError(f"sharding: wanted a mesh of all {len(devices)} devices of the {jax.process_count()} processes, got {mesh_sizes}")
     if prod(mesh_sizes.values()) == 1:
         return None
     shape = tuple(mesh_sizes.values())

@@ -4,19 +4,20 @@ A stage is named by its settings and by hashes of the texts and weights that go 
 share it. Here everything is about models; what is asked of them and in which order is in `lab` and `rounds`.
 """
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
-from ilr_jax import batches, interruption, sharding, tokenizer
+from ilr_jax import batches, hosts, interruption, sharding, tokenizer
 from ilr_jax.batches import Epochs, Packing, Sample
-from ilr_jax.files import read_rows, write_rows
-from ilr_jax.models import lora
+from ilr_jax.files import explained, read_rows, write_rows
+from ilr_jax.models import flops, lora
 from ilr_jax.models.config import ModelConfig
 from ilr_jax.models.lora import Lora
 from ilr_jax.roles import Model, fingerprint
@@ -31,7 +32,14 @@ from ilr_jax.train.optimizer import OptimizerConfig
 from ilr_jax.train.steps import Setup
 from ilr_jax.types import Answer, Artifact, Config, Example, Stage
 
-ADAPTERS, SNAPSHOTS = "adapters.safetensors", "snapshots.safetensors"
+ADAPTERS, SNAPSHOTS, METRICS = "adapters.safetensors", "snapshots.safetensors", "metrics.jsonl"
+
+
+class Cost(NamedTuple):
+    """What a stage took: seconds, and floating-point operations of training (`models.flops`)."""
+
+    seconds: float
+    training_flops: float
 
 
 @dataclass
@@ -41,7 +49,7 @@ class Bench:
     store: Store
     config: Config
     place: str = ""
-    spent: dict[str, float] = field(default_factory=dict)  # stage asked for -> seconds that it took, whenever that was
+    spent: dict[str, Cost] = field(default_factory=dict)  # stage asked for -> what it took, whenever that was
     layout: Layout | None = None  # how everything is split over devices; None: one device
 
     @property
@@ -99,8 +107,11 @@ class Bench:
         """The key of the config's seed."""
         return jax.random.key(self.config.seed)
 
-    def run(self, name: str, settings: Mapping[str, Any], inputs: Mapping[str, str], build: Build) -> Artifact:
-        """The artifact of a stage that depends on `settings`, `inputs`, the seed and the texts of `tokenizer`: found, or built."""
+    def run(self, name: str, settings: Mapping[str, Any], inputs: Mapping[str, str], build: Build, per_token: int = 0) -> Artifact:
+        """The artifact of a stage that depends on `settings`, `inputs`, the seed and the texts of `tokenizer`: found, or built.
+
+        `per_token` are the FLOPs of a training, whose tokens its `metrics.jsonl` tells.
+        """
 
         def announced(folder: Path) -> Mapping[str, Any] | None:
             self.say(name)
@@ -109,12 +120,15 @@ class Bench:
         interruption.check()
         common = {"seed": self.config.seed, "texts": fingerprint([tokenizer.PROMPT, tokenizer.COMPARISON])}
         artifact = self.store.run(Stage(name, {**settings, **common}, inputs), announced)
-        self.spent.setdefault(artifact.folder, self.store.seconds(artifact))
+        if artifact.folder not in self.spent:
+            tokens = _tokens(Path(artifact.folder) / METRICS) if per_token else 0
+            self.spent[artifact.folder] = Cost(self.store.seconds(artifact), float(per_token * tokens))
         return artifact
 
     def say(self, line: str) -> None:
         """Print a line that says which part of the experiment it is about."""
-        print(f"{self.place}: {line}" if self.place else line, flush=True)
+        if hosts.leads():
+            print(f"{self.place}: {line}" if self.place else line, flush=True)
 
 
 def fine_tune(
@@ -146,7 +160,8 @@ def fine_tune(
         cut = sum(0 < c.max_length < len(prompt) + len(answer) for samples in data for prompt, answer in samples)
         return {"examples": list(epochs.sizes), "steps": list(epochs.totals), "cut_to_max_length": cut}
 
-    return bench.run(name, settings, {"model": model.digest, "data": fingerprint(sets)}, build)
+    inputs = {"model": model.digest, "data": fingerprint(sets)}
+    return bench.run(name, settings, inputs, build, flops.adapters(model.config, bench.lora))
 
 
 def fit(bench: Bench, name: str, folder: Path, *args: Any, **options: Any) -> loop.Fitted:
@@ -154,11 +169,21 @@ def fit(bench: Bench, name: str, folder: Path, *args: Any, **options: Any) -> lo
     where = folder / "resume"
     put = partial(sharding.put_rows, bench.layout)
     done = loop.fit(*args, folder=where, name=name, put=put, save_seconds=bench.config.compute.save_every, **options)
-    shutil.copyfile(where / "metrics.jsonl", folder / "metrics.jsonl")
-    logs = bench.store.root / "tensorboard" / folder.name
-    shutil.rmtree(logs, ignore_errors=True)
-    shutil.copytree(where / "tensorboard", logs)
+    hosts.told(lambda: _keep_logs(where, folder, bench.store.root / "tensorboard" / folder.name))
     return done
+
+
+def _keep_logs(where: Path, folder: Path, board: Path) -> None:
+    shutil.copyfile(where / METRICS, folder / METRICS)
+    shutil.rmtree(board, ignore_errors=True)
+    shutil.copytree(where / "tensorboard", board)
+
+
+def _tokens(metrics: Path) -> int:
+    """The tokens that a training saw, from its log."""
+    with explained(metrics, "read"):
+        lines = metrics.read_bytes().splitlines()
+    return sum(count or 0 for line in lines for count in json.loads(line).get("tokens", ()))
 
 
 def tokenised(model: Model, pairs: Sequence[tuple[str, str]]) -> list[Sample]:

@@ -15,8 +15,10 @@ import os
 import platform
 import re
 import shutil
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,10 +50,13 @@ Build = Callable[[Path], Mapping[str, Any] | None]
 
 
 class Store:
-    """The artifacts under `root`. Before its first use by a store every file's SHA-256 is checked, afterwards the sizes are."""
+    """The artifacts under `root`. Before its first use by a store every file's SHA-256 is checked, afterwards the sizes are.
 
-    def __init__(self, root: str | Path):
-        self.root = Path(root)
+    Of several processes that build together, one `leads` and writes; `told(ask)` is what `ask()` is in that one (`hosts.told`).
+    """
+
+    def __init__(self, root: str | Path, leads: bool = True, told: Callable[[Callable[[], Any]], Any] = lambda ask: ask()):
+        self.root, self.leads, self.told = Path(root), leads, told
         self._verified: set[Path] = set()
         self._told: set[tuple[str, ...]] = set()
 
@@ -91,23 +96,36 @@ class Store:
         return _read_about(Path(artifact.folder))["seconds"]
 
     def run(self, stage: Stage, build: Build) -> Artifact:
-        """The stage's artifact: found, or built. Two processes never build one stage at a time: the second waits and reads.
+        """The stage's artifact: found, or built. Two runs never build one stage at a time: the second waits and reads.
 
         The artifact's `manifest['digest']` stands for its files and is what later stages name as their input.
         Raises ValueError for a damaged artifact, StorageError if the disk refuses, and whatever `build` raises.
         """
-        if artifact := self.find(stage):
+        if artifact := self.told(lambda: self.find(stage)):
             return artifact
         key = self.key(stage)
         partial = self.root / "partial" / f"{stage.name}-{key[:12]}"
-        with locked(partial.with_name(f"{partial.name}.lock"), f"stage {stage.name!r}"):
-            if not self.find(stage):  # asked again: another process may have built it while this one waited
-                if not _sealed(partial, key):
-                    _fill(partial, stage, key, build)
-                final = self.root / "stages" / partial.name
-                _commit(partial, final)
-                self._verified.add(final)  # its bytes were hashed as they were written
-            artifact = self.find(stage)
+        lock = locked(partial.with_name(f"{partial.name}.lock"), f"stage {stage.name!r}") if self.leads else nullcontext()
+        with lock:
+            # Asked again: another run may have built it while this one waited.
+            if not self.told(lambda: self.find(stage) is not None or _sealed(partial, key)):
+                self._fill(partial, stage, key, build)
+            return self.told(lambda: self._committed(partial, stage))
+
+    def _fill(self, partial: Path, stage: Stage, key: str, build: Build) -> None:
+        """Build into `partial`, and seal it with its manifest."""
+        self.told(lambda: _emptied(partial))
+        began = time.monotonic()
+        with explained(partial, only=FULL), nullcontext(partial) if self.leads else _aside(partial) as folder:
+            metrics = build(folder)
+        self.told(lambda: _seal_up(partial, stage, key, metrics, time.monotonic() - began))
+
+    def _committed(self, partial: Path, stage: Stage) -> Artifact:
+        final = self.root / "stages" / partial.name
+        if self.find(stage) is None:
+            _commit(partial, final)
+            self._verified.add(final)  # its bytes were hashed as they were written
+        artifact = self.find(stage)
         assert artifact is not None
         return artifact
 
@@ -133,22 +151,31 @@ def claim(workdir: str | Path, config: Mapping[str, Any], ignore: Sequence[str] 
         raise ValueError("\n".join([f"{workdir} was made by a different config; choose another workdir or set these back:", *lines]))
 
 
-def _fill(partial: Path, stage: Stage, key: str, build: Build) -> None:
-    """Build into `partial`, which keeps nothing of an earlier attempt but `resume/`, and seal it with its manifest."""
+def _emptied(partial: Path) -> None:
+    """Make the folder, and keep nothing of an earlier attempt in it but `resume/`."""
     with explained(partial):
         partial.mkdir(parents=True, exist_ok=True)
         for path in partial.iterdir():
             if path.name != RESUME:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    began = time.monotonic()
-    with explained(partial, only=FULL):
-        metrics = build(partial)
+
+
+@contextmanager
+def _aside(partial: Path) -> Iterator[Path]:
+    """A folder for what a process that does not lead writes beside the others; only `resume/` is that of all."""
+    with tempfile.TemporaryDirectory(prefix="ilr-") as name:
+        (partial / RESUME).mkdir(exist_ok=True)
+        os.symlink((partial / RESUME).absolute(), Path(name) / RESUME)
+        yield Path(name)
+
+
+def _seal_up(partial: Path, stage: Stage, key: str, metrics: Mapping[str, Any] | None, seconds: float) -> None:
     files = _synced_files(partial)
     digest = hashlib.sha256(encode([[name, entry["sha256"]] for name, entry in files.items()], "files")).hexdigest()
     manifest = {"name": stage.name, "key": key, "settings": stage.settings, "inputs": stage.inputs, "format": FORMAT}
     manifest |= {"metrics": metrics or {}, "files": files, "digest": digest}
     manifest = json.loads(encode(manifest, f"manifest of stage {stage.name!r}"))  # as it will be read: plain values, text keys
-    write_json(partial / ABOUT, _about(time.monotonic() - began))
+    write_json(partial / ABOUT, _about(seconds))
     write_json(partial / MANIFEST, manifest | {"seal": _seal(manifest)})
 
 

@@ -5,7 +5,6 @@ what users run: XLA_FLAGS=--xla_backend_optimization_level=3.
 """
 
 import os
-import sys
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8"
@@ -123,8 +122,8 @@ def every_label_usable(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("ilr_jax.tasks.wordmath.WordMath.usable", lambda self, answer: True)
 
 
-def child(workdir: str, models: str) -> None:
-    """Run the tiny experiment as the command does, and exit with its code; for tests that send signals."""
+def child(workdir: str, models: str, *flags: str) -> None:
+    """Run the tiny experiment as the command does, and exit with its code; for tests that send signals, or start several processes."""
     from configs import quickstart
     from ilr_jax import main, rounds
 
@@ -132,5 +131,8 @@ def child(workdir: str, models: str) -> None:
         every_label_usable(patch)
         config, run = make_tiny_config({path.name: path for path in Path(models).iterdir()}), rounds.run
         config.compute.save_every = 0.0  # after every step: whenever it is killed, there is something to go on from
+        if flags:
+            config.method, config.weak.epochs = "ilr", 8
+            config.sharding.update({"data": 2, "fsdp": 2, "tensor": 1})
         patch.setattr(rounds, "run", lambda _, folder: run(config, folder))
-        sys.exit(main.run(["child", f"--config={quickstart.__file__}", f"--workdir={workdir}"]))
+        main.leave(main.run(["child", f"--config={quickstart.__file__}", f"--workdir={workdir}", *flags]))

@@ -1,16 +1,20 @@
 """Several real processes on this machine: they meet, they decide together, and one that is left alone says so in bounded time."""
 
+import json
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
-from ilr_jax import hosts, rounds
+from ilr_jax import hosts
 
 ROOT = Path(__file__).parent.parent
 COMMAND = """
@@ -42,6 +46,12 @@ try:
 except interruption.Interrupted as notice:
     print(notice, flush=True)
 """
+EXPERIMENT = """
+import sys
+sys.path.insert(0, "tests")
+import conftest
+conftest.child(*sys.argv[1:])
+"""
 # What a cluster sets must not be found here, and one device a process is enough.
 CLUSTERS = ("SLURM_", "OMPI_", "KUBERNETES_", "TPU_", "JAX_COORDINATOR")
 ENV = {k: v for k, v in os.environ.items() if not k.startswith(CLUSTERS)} | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
@@ -53,11 +63,12 @@ def free_address() -> str:
         return f"localhost:{s.getsockname()[1]}"
 
 
-def begin(script: str, *words: str) -> subprocess.Popen:
+def begin(script: str, *words: str, devices: int = 1) -> subprocess.Popen:
     """A process of `script`, or of the command itself where there is none."""
+    xla = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     ours = ["-c", script] if script else ["-m", "ilr_jax.main", "--config=configs/quickstart.py", "--workdir=nowhere"]
     command = [sys.executable, "-W", "ignore", *ours, *words]
-    return subprocess.Popen(command, env=ENV, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=ENV | {"XLA_FLAGS": xla}, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def ended(process: subprocess.Popen) -> tuple[str, str]:
@@ -70,12 +81,6 @@ def ended(process: subprocess.Popen) -> tuple[str, str]:
 
 def flags(address: str, count: int, number: int) -> list[str]:
     return [f"--coordinator_address={address}", f"--num_processes={count}", f"--process_id={number}"]
-
-
-def test_an_experiment_on_several_processes_is_refused(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setattr("jax.process_count", lambda: 2)
-    with pytest.raises(ValueError, match="wanted one process, .* got 2"):
-        rounds.run(tiny_config, tmp_path)
 
 
 def test_two_processes_meet_and_reduce():
@@ -125,6 +130,48 @@ def test_a_notice_to_one_process_makes_both_save_after_the_same_step(tmp_path):
     said = [ended(process)[0].splitlines()[-2:] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert said[0] == said[1] and re.fullmatch(r"saved \d+", said[0][0]) and said[0][0].split()[1] in said[0][1], said
+
+
+def experiment(workdir: Path, models: Path, count: int) -> list[subprocess.Popen]:
+    """The tiny experiment on four devices of `count` processes."""
+    address = free_address()
+    words = [flags(address, count, number) for number in range(count)] if count > 1 else [["--nodistributed"]]
+    return [begin(EXPERIMENT, str(workdir), str(models), *given, devices=4 // count) for given in words]
+
+
+def refined(workdir: Path) -> tuple[dict, dict, list, dict]:
+    """Of the one run there: the last round without times and places, its labels, the names of all stages' files, and its adapter."""
+    row = json.loads((workdir / "runs" / "ilr-seed0.json").read_text())["rounds"][-1]
+    labels = [json.loads(line) for line in (workdir / row["label_file"]).read_text().splitlines()]
+    names = sorted((path.parent.name.rsplit("-", 1)[0], path.name) for path in workdir.glob("stages/*/*"))
+    figures = {name: value for name, value in row.items() if name not in ("seconds", "model", "answers", "label_file", "audit")}
+    return figures, labels, names, load_file(workdir / row["model"] / "adapters.safetensors")
+
+
+def test_a_round_on_several_processes_is_that_of_one_and_goes_on_without_the_one_that_was_lost(tiny_models, tmp_path):
+    """Four processes are begun, one of them is killed as they train, and two go on."""
+    models = tiny_models["gemma"].parent
+    (alone,) = experiment(tmp_path / "one", models, 1)
+    said = ended(alone)
+    assert alone.returncode == 0, said
+    many = tmp_path / "many"
+    four = experiment(many, models, 4)
+    while not list(many.glob("partial/weak-*/resume/resume/*/manifest.json")):
+        assert four[0].poll() is None, four[0].communicate()
+        time.sleep(0.05)
+    four[3].kill()
+    killed = time.monotonic()
+    said = [ended(process)[1] for process in four]
+    told = {2: "error: process 0 lost the others (", -signal.SIGABRT: "another task died"}  # the second, where it waited for JAX's service
+    assert told[four[0].returncode] in said[0] and time.monotonic() - killed < 2 * hosts.HEARTBEAT, said
+    two = experiment(many, models, 2)
+    said = [ended(process) for process in two]
+    assert [process.returncode for process in two] == [0, 0], said
+    assert "weak: " in said[0][1] and "weak: 0/" not in said[0][1] and "steps" not in said[1][1], said
+    (*wanted, adapter), (*found, other) = refined(tmp_path / "one"), refined(many)
+    assert found == wanted
+    for name, weights in adapter.items():
+        np.testing.assert_allclose(other[name], weights, rtol=0, atol=1e-6, err_msg=name)
 
 
 BAD = {

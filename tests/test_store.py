@@ -7,6 +7,8 @@ import os
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -256,3 +258,28 @@ def test_claim_needs_a_config_that_json_can_hold(tmp_path):
     with pytest.raises(ValueError, match="wanted what JSON can hold"):
         claim(tmp_path, {"lr": float("nan")})
     claim(tmp_path, CONFIG)
+
+
+def test_of_several_that_build_together_one_writes_the_artifact(tmp_path):
+    """Two stores in lockstep, as two processes are: the one that follows builds in a folder of its own, and reads what the other wrote."""
+    answers, turn = [], threading.Barrier(2, timeout=60)
+
+    def told(leads, ask):
+        if leads:
+            answers.append(ask())
+        turn.wait()
+        answer = answers[-1]
+        turn.wait()
+        return answer
+
+    def build(folder):
+        (folder / "text").write_text(folder.name)
+        folders.append(folder)
+
+    folders: list = []
+    stores = [Store(tmp_path, leads, partial(told, leads)) for leads in (True, False)]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda store: store.run(STAGE, build), stores))
+    assert found[0] == found[1] == Store(tmp_path).find(STAGE)
+    aside = next(folder for folder in folders if tmp_path not in folder.parents)
+    assert Path(found[0].folder, "text").read_text() != aside.name and not aside.exists() and len(folders) == 2

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
+from ilr_jax import hosts
 from ilr_jax.progress import Progress
 from ilr_jax.sample import slots
 from ilr_jax.sample.requests import Completion, Request, by_adapter, padded, prompt_rows
@@ -71,7 +71,7 @@ class Engine:
             while self._can_admit():
                 self._admit()
             self.state, *seen = self.machine.advance(self.state, self._wanted())
-            done, result = jax.device_get(seen)
+            done, result = hosts.fetched(seen)
             self._collect(done, result, progress)
         return [[completion for completion in found if completion is not None] for found in self.found]
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from safetensors.numpy import save as safetensors_bytes
 
-from ilr_jax import files
+from ilr_jax import files, hosts
 from ilr_jax.sharding import Layout, paths, put_weights
 
 KEPT = 2
@@ -49,9 +49,9 @@ def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any], where: Path) -
         raise ValueError(f"{where} holds other arrays than this run has; use another folder, or delete it:\n  " + "\n  ".join(problems))
 
 
-def _steps(folder: Path) -> list[int]:
+def _steps(resume: Path) -> list[int]:
     """Steps that were saved completely, newest first."""
-    return sorted((int(path.name) for path in (folder / "resume").glob("*") if path.name.isdigit()), reverse=True)
+    return sorted((int(path.name) for path in resume.glob("*") if path.name.isdigit()), reverse=True)
 
 
 def _hashes(folder: Path) -> dict[str, str]:
@@ -64,19 +64,31 @@ def save(folder: Path, step: int, tree: Any, note: Mapping[str, Any]) -> None:
 
     All or nothing: the numbered folder appears by a rename when its files and manifest are on the disk. StorageError if the disk refuses.
     """
-    target = (folder / "resume" / str(step)).absolute()
+    target = (folder / "resume" / str(step)).resolve()
     half = target.with_name(f"{step}.half")
+    body = {"step": step, "note": note, "arrays": _described(tree)}
     with files.explained(target):
-        for left_over in [target, *target.parent.glob("*.half")]:
-            shutil.rmtree(left_over, ignore_errors=True)
-        half.mkdir(parents=True)
+        hosts.told(lambda: _cleared(target, half))
         try:
-            _write(half, tree, {"step": step, "note": note, "arrays": _described(tree)})
-            os.replace(half, target)
+            _write(half, tree)
+            hosts.told(lambda: _commit(half, target, body))
         finally:
-            shutil.rmtree(half, ignore_errors=True)  # a half save would keep a full disk full
-        files.sync_folder(target.parent)
-    for old in _steps(folder)[KEPT:]:
+            if hosts.leads():
+                shutil.rmtree(half, ignore_errors=True)  # a half save would keep a full disk full
+
+
+def _cleared(target: Path, half: Path) -> None:
+    for left_over in [target, *target.parent.glob("*.half")]:
+        shutil.rmtree(left_over, ignore_errors=True)
+    half.mkdir(parents=True)
+
+
+def _commit(half: Path, target: Path, body: Mapping[str, Any]) -> None:
+    text = json.dumps({**body, "files": _hashes(half)}, sort_keys=True)
+    files.write_bytes(half / MANIFEST, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode())
+    os.replace(half, target)
+    files.sync_folder(target.parent)
+    for old in _steps(target.parent)[KEPT:]:
         shutil.rmtree(target.with_name(str(old)))
 
 
@@ -91,7 +103,8 @@ def _quiet(name: str) -> Iterator[None]:
         logger.disabled = before
 
 
-def _write(folder: Path, tree: Any, body: Mapping[str, Any]) -> None:
+def _write(folder: Path, tree: Any) -> None:
+    """The arrays, each process those of its devices."""
     try:
         with _quiet("absl"), ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(folder / "tree", tree)
@@ -100,8 +113,6 @@ def _write(folder: Path, tree: Any, body: Mapping[str, Any]) -> None:
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-    text = json.dumps({**body, "files": _hashes(folder)}, sort_keys=True)
-    files.write_bytes(folder / MANIFEST, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode())
 
 
 def _verified(folder: Path) -> dict[str, Any]:
@@ -127,19 +138,26 @@ def restore(folder: Path, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
     The arrays of `like` are deleted once such a save is found: what is read takes their room.
     Logs a warning that names the file for each damaged save that is passed over. ValueError where a save has other names, shapes or dtypes.
     """
-    for step in _steps(folder):
-        path = (folder / "resume" / str(step)).absolute()
+    resume = (folder / "resume").resolve()
+    body = hosts.told(lambda: _newest(resume))
+    if body is None:
+        return None
+    path = resume / str(body["step"])
+    _compare(body["arrays"], _described(like), path)
+    blank = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+    for leaf in jax.tree.leaves(like):
+        leaf.delete()
+    with ocp.StandardCheckpointer() as checkpointer:
+        return body["step"], checkpointer.restore(path / "tree", blank), body["note"]
+
+
+def _newest(resume: Path) -> dict[str, Any] | None:
+    """What the newest undamaged save says of itself."""
+    for step in _steps(resume):
         try:
-            body = _verified(path)
+            return _verified(resume / str(step))
         except Damaged as error:
             logging.getLogger(__name__).warning("%s; going back to the save before it", error)
-            continue
-        _compare(body["arrays"], _described(like), path)
-        blank = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-        for leaf in jax.tree.leaves(like):
-            leaf.delete()
-        with ocp.StandardCheckpointer() as checkpointer:
-            return step, checkpointer.restore(path / "tree", blank), body["note"]
     return None
 
 
@@ -148,8 +166,8 @@ def save_tree(path: Path, tree: Any, note: str | None = None) -> None:
 
     `note` goes into the header (one key: the order of several is random). StorageError if the disk refuses.
     """
-    arrays = {name: np.ascontiguousarray(jax.device_get(leaf)) for name, leaf in _names(tree).items()}
-    files.write_bytes(path, safetensors_bytes(arrays, None if note is None else {"note": note}))
+    arrays = {name: np.ascontiguousarray(hosts.fetched(leaf)) for name, leaf in _names(tree).items()}
+    hosts.told(lambda: files.write_bytes(path, safetensors_bytes(arrays, None if note is None else {"note": note})))
 
 
 def load_tree(path: Path, like: Any, layout: Layout | None = None) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from ilr_jax import files
+from ilr_jax import files, hosts
 from ilr_jax.progress import Progress
 
 FLAGS = ("finite", "active")
@@ -40,10 +40,12 @@ class Journal:
     """`with Journal(folder, "sft", start, steps) as journal: journal.step(1, metrics)`; `start` steps are done already."""
 
     def __init__(self, folder: Path, name: str, start: int, steps: int):
-        self.name, self.path = name, folder / "metrics.jsonl"
-        _cut(self.path, start)
+        self.name, self._leads = name, hosts.leads()
+        self.path = folder / "metrics.jsonl" if self._leads else Path(os.devnull)  # what one process writes is enough
+        if self._leads:
+            _cut(self.path, start)
         self._progress = Progress(name, steps, "steps", start=start)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1, flush_secs=10)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1, flush_secs=10, write_to_disk=self._leads)
         self._time = time.monotonic()
 
     def __enter__(self) -> "Journal":
@@ -78,8 +80,9 @@ class Journal:
 
     def sync(self) -> None:
         """Make the lines durable: a save must never be ahead of them."""
-        with files.explained(self.path):
-            os.fsync(self._file.fileno())
+        if self._leads:
+            with files.explained(self.path):
+                os.fsync(self._file.fileno())
 
     def _check(self, step: int, metrics: Mapping[str, Any], active: np.ndarray) -> None:
         for k in np.flatnonzero(active & ~np.asarray(metrics["finite"])):

@@ -105,7 +105,7 @@ def _report(journal: Journal, late: list[tuple[int, Any]], keep: int) -> None:
     """Fetch and write the metrics that wait, but for the last `keep` steps."""
     while len(late) > keep:
         step, metrics = late.pop(0)
-        journal.step(step, jax.device_get(metrics))
+        journal.step(step, hosts.fetched(metrics))
 
 
 def fit(
