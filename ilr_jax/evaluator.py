@@ -43,7 +43,7 @@ def train(bench: Bench, model: Model, train: Comparisons, held_out: Comparisons)
             list(zip(model.tokenizer.comparisons([r[:3] for r in part]), [r[3] for r in part], strict=True)) for part in (train, held_out)
         )
         epochs = Epochs((len(rows),), section.batch, section.epochs, bench.config.seed)
-        classifier = sharding.put_weights(bench.layout, _classifier(model.params, bench.random_key()))
+        classifier = sharding.put_weights(bench.layout, initial(model.params, bench.random_key()))
         start = state.init(classifier, optimizer, epochs.totals, layout=bench.layout)
         model.release()  # all weights train in a copy of their own
         setup = bench.setup(model)
@@ -75,7 +75,8 @@ def train(bench: Bench, model: Model, train: Comparisons, held_out: Comparisons)
     return bench.run("evaluator", settings, {"model": model.digest, "data": data}, build, flops.classifier(model.config))
 
 
-def _classifier(params: Mapping[str, Any], key: jax.Array) -> dict[str, Any]:
+def initial(params: Mapping[str, Any], key: jax.Array) -> dict[str, Any]:
+    """What an evaluator's training starts from: a base's weights in float32, without the output head, and a random head of two classes."""
     body = {name: part for name, part in params.items() if name != "head"}
     head = heads.init(body["norm"]["scale"].shape[0], 2, key)
     return {"params": jax.tree.map(lambda w: jnp.asarray(w, jnp.float32)[None], body), "head": head[None]}
@@ -93,7 +94,7 @@ def _class_metrics(evaluation: Callable, data: Sequence, trainable: Any) -> dict
 
 def score_fn(bench: Bench, model: Model, evaluator: Artifact) -> Callable[[Sequence[Request3]], Float[np.ndarray, " n"]]:
     """The evaluator as a function: for each (question, A, B) the probability that the holder of A accepts to change to B."""
-    like = jax.eval_shape(_classifier, decoder.abstract(model.config), jax.random.key(0))
+    like = jax.eval_shape(initial, decoder.abstract(model.config), jax.random.key(0))
     trained = checkpoint.load_tree(Path(evaluator.folder) / CLASSIFIER, like, bench.layout)
     probabilities = steps.class_probabilities(bench.setup(model))
 

@@ -54,7 +54,8 @@ class Lab:
         self.examples = {example.id: example for example in [*self.d1, *self.d2, *self.tests]}
         self._models: dict[str, Model] = {}
         self._endpoints: dict[str, Endpoint] = {}
-        self.bench.layout = self.memory.layout = layout(config.sharding, {role: self.model(role) for role in self.roles})
+        models = {role: self.model(role).config for role in self.roles}
+        self.bench.layout = self.memory.layout = layout(config.sharding, models, self.bench.dtype)
 
     def model(self, role: str) -> Model:
         """The base model of `weak`, `strong`, `evaluator` or `judge`; one copy where two roles share it."""

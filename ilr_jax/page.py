@@ -29,10 +29,12 @@ CARD = (
 )
 CARD += ("calibration error", "precision", "recall")
 CHARTS = {
-    "test_accuracy": "Test accuracy",
-    "label_accuracy": "Labels that are right",
-    "evaluator_accuracy": "Evaluator right, on the pairs it was asked",
+    ("test_accuracy", "round"): "Test accuracy",
+    ("label_accuracy", "round"): "Labels that are right",
+    ("evaluator_accuracy", "round"): "Evaluator right, on the pairs it was asked",
+    ("test_accuracy", "spent"): "Test accuracy by comparisons spent",
 }
+ACROSS = {"round": "round", "spent": "comparisons spent"}
 OUTCOMES = {"agrees with the label": "agreed", "the proposal is empty": "no proposal", "not judged": "not asked"}  # else rejected
 MOST_ROWS = 20_000  # a page of more would be slow to open on a phone
 INK = "#010203"  # stands for the page's text colour, light or dark, until the SVG is inlined
@@ -142,7 +144,7 @@ def render(
         supervisor=supervisor(summary),
         differences=differences,
         columns=HEADLINE,
-        charts=[(title, svg) for field, title in CHARTS.items() if (svg := chart(rows, field))],
+        charts=[(title, svg) for (field, across), title in CHARTS.items() if (svg := chart(rows, field, across))],
         flows=FLOWS,
         cards=cards,
         card_columns=CARD,
@@ -183,24 +185,27 @@ def _decision(group: int, audit: Any, texts: dict[str, int]) -> list[Any]:
     return [group, *known, audit.before_correct, audit.proposal_correct, *(n if n is None else round(n, 4) for n in numbers)]
 
 
-def chart(rows: Sequence[Row], field: str) -> str:
-    """The field per round, a curve per series (mean of its seeds), as SVG text; empty if no row has the field.
+def chart(rows: Sequence[Row], field: str, across: str = "round") -> str:
+    """The field `across` rounds or comparisons "spent", a curve per series (mean of its seeds), as SVG text; empty if there is none.
 
-    Bands: lowest to highest seed; of one seed, the interval of its test accuracy. A series of one round is carried on as a dashed line.
+    Bands: lowest to highest seed; of one seed, the interval of its test accuracy. A series of one round, or that spends nothing, is a
+    dashed line.
     """
-    curves = {name: points for name in _places(rows) if (points := list(_points(rows, name, field)))}
-    if not curves:
+    curves = {name: points for name in _places(rows) if (points := list(_points(rows, name, field, across)))}
+    if across == "spent":
+        curves = {name: points if points[-1][0] else points[-1:] for name, points in curves.items()}
+    if not curves or (across == "spent" and not any(points[-1][0] for points in curves.values())):
         return ""
 
     def draw(axes: Any) -> None:
         from matplotlib.ticker import MaxNLocator
 
-        axes.set_xlabel("round")
+        axes.set_xlabel(ACROSS[across])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for name, points in curves.items():
             _draw(axes, _places(rows)[name], name, points)
 
-    return _svg(field, draw)
+    return _svg(field + across, draw)
 
 
 def reliability(rows: Sequence[Row], cards: Sequence[Row]) -> str:
@@ -236,14 +241,15 @@ def _svg(salt: str, draw: Callable[[Any], None]) -> str:
     return text[text.index("<svg") :].replace(INK, "currentColor")
 
 
-def _points(rows: Sequence[Row], series: str, field: str) -> Iterator[tuple[int, float, float, float]]:
-    """(round, mean, low, high) of every round in which the series has the field."""
+def _points(rows: Sequence[Row], series: str, field: str, across: str) -> Iterator[tuple[float, float, float, float]]:
+    """(round, or mean of what was spent until then; mean, low, high) of every round in which the series has the field."""
     mine = [row for row in rows if row["series"] == series and row[field] is not None]
     for number in sorted({row["round"] for row in mine}):
         values = [row[field] for row in mine if row["round"] == number]
         ends = [row["test_interval"] for row in mine if row["round"] == number and field == "test_accuracy"]
         low, high = ends[0] if len(ends) == 1 and ends[0] else (min(values), max(values))
-        yield number, sum(values) / len(values), low, high
+        places = [row[across] for row in mine if row["round"] == number]
+        yield sum(places) / len(places), sum(values) / len(values), low, high
 
 
 def _places(rows: Sequence[Row]) -> dict[str, int]:
@@ -256,7 +262,7 @@ def _look(number: int) -> dict[str, str]:
     return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
 
 
-def _draw(axes: Any, number: int, name: str, points: Sequence[tuple[int, float, float, float]]) -> None:
+def _draw(axes: Any, number: int, name: str, points: Sequence[tuple[float, float, float, float]]) -> None:
     rounds, means, lows, highs = zip(*points, strict=True)
     look = _look(number)
     axes.plot(rounds, means, label=name, **look)

@@ -32,7 +32,7 @@ FIELDS = (
     "labels",
 )
 FIELDS += ("test_measure", "unanswered", "evaluator_accuracy", "evaluator_pairs", "agreed", "unread", "compared", "preferences", "replaced")
-FIELDS += ("threshold", "seconds")
+FIELDS += ("threshold", "seconds", "training_flops")
 
 Row = dict[str, Any]
 
@@ -194,10 +194,10 @@ def _record(path: Path) -> Row:
 
 
 def _rows(folder: str, name: str, run: Mapping[str, Any]) -> Iterator[Row]:
-    head = {"workdir": name, "method": run["method"], "seed": run["seed"], "finished": run["finished"]}
+    head, spent = {"workdir": name, "method": run["method"], "seed": run["seed"], "finished": run["finished"]}, 0
     for entry in run["rounds"]:
-        flows = entry.get("flows") or {}
-        row = head | {"round": entry["round"]} | {field: entry.get(field) for field in FIELDS}
+        flows, spent = entry.get("flows") or {}, spent + (entry.get("compared") or 0)
+        row = head | {"round": entry["round"], "spent": spent} | {field: entry.get(field) for field in FIELDS}
         row |= {flow: flows.get(flow) for flow in page.FLOWS}
         yield row | {file: entry.get(file) and os.path.join(folder, entry[file]) for file in ("audit", "answers")}
 

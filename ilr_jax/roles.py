@@ -37,6 +37,12 @@ def folder_of(source: str) -> Path:
     return folder
 
 
+def config_of(source: str) -> ModelConfig:
+    """The config of a model as `folder_of` names it, of which nothing else is fetched."""
+    local = source.startswith("embedded:") or Path(source).is_dir()
+    return model_config.read(folder_of(source) if local else hf.resolve(source, ("config.json",)))
+
+
 def _file_hash(path: Path) -> str:
     """SHA-256 of a file; the Hub's cache names its large files by it, which spares reading them."""
     name = path.resolve().name
@@ -54,17 +60,24 @@ class Memory:
 UNKNOWN_MEMORY = 16 * 2**30  # bytes of a device that does not say, such as a CPU
 
 
-def layout(wanted: Config, models: Mapping[str, "Model"]) -> Layout | None:
+def layout(
+    wanted: Config, models: Mapping[str, ModelConfig], dtype: str, devices: Sequence[Any] | None = None, memory: int | None = None
+) -> Layout | None:
     """The layout that the section `sharding` asks for; what it leaves open is chosen for the models' weights and the evaluator's training.
 
-    All weights of the evaluator train: weights, gradient, two moments and the best state, in float32. Raises ValueError for what cannot be
-    split.
+    All weights of the evaluator train: weights, gradient, two moments and the best state, in float32. `devices` and their `memory` [bytes]
+    are this machine's, or described. Raises ValueError for what cannot be split.
     """
-    stats = jax.local_devices()[0].memory_stats() or {}
-    largest = max(model.size * (20 if role == "evaluator" else np.dtype(model.dtype).itemsize) for role, model in models.items())
-    units = [model.config.units for model in models.values()]
-    sizes = {"data": wanted.data, "fsdp": wanted.fsdp, "tensor": wanted.tensor}
-    return sharding.choose(sizes, wanted.rules.to_dict(), units, largest, stats.get("bytes_limit", UNKNOWN_MEMORY))
+    here = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", UNKNOWN_MEMORY)
+    largest = max(size(model) * (20 if role == "evaluator" else np.dtype(dtype).itemsize) for role, model in models.items())
+    units = [model.units for model in models.values()]
+    axes = {"data": wanted.data, "fsdp": wanted.fsdp, "tensor": wanted.tensor}
+    return sharding.choose(axes, wanted.rules.to_dict(), units, largest, here if memory is None else memory, devices)
+
+
+def size(config: ModelConfig) -> int:
+    """The number of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(decoder.abstract(config)))
 
 
 class Model:
@@ -110,11 +123,6 @@ class Model:
                     f"comparing two answers to the question that begins {question[:80]!r} may take {needed} tokens, wanted at most the "
                     f"context of {self.folder}, {self.config.context}; drop it, lower decoding.max_new_tokens, or use another evaluator"
                 )
-
-    @cached_property
-    def size(self) -> int:
-        """The number of parameters."""
-        return sum(leaf.size for leaf in jax.tree.leaves(decoder.abstract(self.config)))
 
     @cached_property
     def digest(self) -> str:

@@ -116,15 +116,21 @@ def row_multiple(layout: Layout | None, groups: int = 1) -> int:
 
 
 def choose(
-    sizes: Mapping[str, int], rules: Mapping[str, str], needed: Sequence[Mapping[str, int]], weights: int, memory: int
+    sizes: Mapping[str, int],
+    rules: Mapping[str, str],
+    needed: Sequence[Mapping[str, int]],
+    weights: int,
+    memory: int,
+    devices: Sequence[Any] | None = None,
 ) -> Layout | None:
     """The layout that a config asks for, what it leaves open (0, "auto") chosen here; None for one device.
 
-    `sizes` of the mesh axes, 0: open. `needed`: for each model how many units each logical axis has (heads, not their width).
+    `sizes` of the mesh axes, 0: open. `needed`: for each model how many units each logical axis has (heads, not their width). `devices` are
+    those of this machine, or described ones.
     Open: `fsdp` is the smallest divisor of the devices for which the largest model's training `weights` [bytes] take half of a device's
     `memory` [bytes]; what is left is `data`. Raises ValueError for axes that do not divide what they split, or more devices than there are.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     mesh_sizes = _sizes(sizes, len(devices), needed, weights, memory)
     if jax.process_count() > 1 and prod(mesh_sizes.values()) < len(devices):
         raise ValueError(f"sharding: wanted a mesh of all {len(devices)} devices of the {jax.process_count()} processes, got {mesh_sizes}")

@@ -8,7 +8,8 @@ from ilr_jax.types import Audit, Label
 
 BLANK = {"label_accuracy": None, "labels": None, "evaluator_accuracy": None, "evaluator_pairs": None, "agreed": None, "compared": None}
 BLANK |= {"unread": None, "preferences": None, "label_file": None}
-BLANK |= {"replaced": None, "threshold": None, "flows": None, "audit": None, "answers": "stages/test-0/answers.jsonl", "seconds": 2.5}
+BLANK |= {"replaced": None, "threshold": None, "flows": None, "audit": None, "answers": "stages/test-0/answers.jsonl"}
+BLANK |= {"seconds": 2.5, "training_flops": 1.5e12}
 HOSTILE = "</script><script>alert(1)</script><!-- <b>bold</b>"
 
 

@@ -76,7 +76,7 @@ def test_page_shows_figures_charts_config_and_versions(workdir):
     shown = ["61.0% [57.0,65.0]", "+11.0", "41.0% → 61.0%", "75.0%", "0.7123", "task.name", "0.10.2"]
     shown += ['<meta name="viewport" content="width=device-width', "prefers-color-scheme: dark", "currentColor"]
     assert not [words for words in shown if words not in html]
-    assert html.count("<svg") == 4 and all(f'aria-label="{title}' in html for title in page.CHARTS.values())
+    assert html.count("<svg") == 5 and all(f'aria-label="{title}' in html for title in page.CHARTS.values())
     assert 'class="wrong_to_right" style="flex-grow:1"' in html and page.INK not in html and "torch" not in html
 
 
@@ -84,13 +84,13 @@ def test_each_chart_draws_its_own_field(workdir):
     html = report.write([workdir]).read_text()
     figures = {title: re.search(rf"<figcaption>{title}</figcaption>(.*?)</figure>", html, re.DOTALL)[1] for title in page.CHARTS.values()}
     drawn = [[name for name in ("sft", "ilr", "dpo") if f">{name}</text>" in svg] for svg in figures.values()]
-    assert drawn == [["sft", "ilr", "dpo"], ["sft", "ilr", "dpo"], ["ilr", "dpo"]]
+    assert drawn == [["sft", "ilr", "dpo"], ["sft", "ilr", "dpo"], ["ilr", "dpo"], ["sft", "ilr", "dpo"]]
     rows = report.collect([workdir])
     looks = {name: page._look(number)["color"] for name, number in page._places(rows).items()}
     assert len(set(looks.values())) == 3 and all(
         (looks["sft"] in svg) == ("sft" in names) for svg, names in zip(figures.values(), drawn, strict=True)
     )
-    assert page.chart([], "test_accuracy") == ""
+    assert page.chart([], "test_accuracy") == "" == page.chart([], "test_accuracy", "spent")
 
 
 def test_the_evaluators_card_stands_in_the_page_where_one_was_asked(workdir):
@@ -103,9 +103,9 @@ def test_the_evaluators_card_stands_in_the_page_where_one_was_asked(workdir):
 
 def test_bands_go_from_the_lowest_to_the_highest_seed_or_show_the_interval_of_one(tmp_path):
     one, three = (report.collect([make_workdir(tmp_path / str(n), seeds)]) for n, seeds in enumerate([(0,), (0, 4, 2)]))
-    assert list(page._points(one, "ilr", "test_accuracy"))[2] == pytest.approx((2, 0.61, 0.57, 0.65))
-    assert list(page._points(three, "ilr", "test_accuracy"))[2] == pytest.approx((2, 0.63, 0.61, 0.65))
-    assert list(page._points(one, "ilr", "evaluator_accuracy")) == [(1, 0.6, 0.6, 0.6), (2, 0.8, 0.8, 0.8)]
+    assert list(page._points(one, "ilr", "test_accuracy", "round"))[2] == pytest.approx((2, 0.61, 0.57, 0.65))
+    assert list(page._points(three, "ilr", "test_accuracy", "round"))[2] == pytest.approx((2, 0.63, 0.61, 0.65))
+    assert list(page._points(one, "ilr", "evaluator_accuracy", "round")) == [(1, 0.6, 0.6, 0.6), (2, 0.8, 0.8, 0.8)]
 
 
 def test_browser_data_has_every_decision_once_and_each_text_once(workdir):
@@ -152,3 +152,11 @@ def test_the_browser_of_labels_filters_searches_and_shows_more(workdir, tmp_path
     assert steps["text"] == ["1 shown of 1 found, 70 in all.", 1, True]
     assert "answer 42!" in steps["card"] and "accepted · ilr · seed 0 · round 1 · q42" in steps["card"]
     assert "✓ right" in steps["card"] and "score 0.400 · threshold 0.630" in steps["card"]
+
+
+def test_accuracy_stands_over_the_comparisons_that_were_spent(workdir):
+    rows = report.collect([workdir])
+    assert {row["method"]: row["spent"] for row in rows} == {"sft": 0, "dpo": 150, "ilr": 4}
+    svg = page.chart(rows, "test_accuracy", "spent")
+    assert ">comparisons spent<" in svg and ">round<" not in svg
+    assert page.chart([row for row in rows if row["method"] == "sft"], "test_accuracy", "spent") == ""

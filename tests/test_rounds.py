@@ -16,6 +16,8 @@ from safetensors.numpy import load_file
 
 from ilr_jax import export, refinement, report, rounds, stages
 from ilr_jax.files import read_json
+from ilr_jax.models import flops
+from ilr_jax.models.lora import Lora
 from ilr_jax.roles import Model
 from ilr_jax.store import Store
 
@@ -56,6 +58,20 @@ def test_every_method_leaves_a_record_of_every_round(finished):
     ilr = found["ilr-seed0"]["rounds"][1]
     assert ilr["agreed"] + ilr["compared"] + ilr["unread"] == ilr["labels"] == 12
     assert (finished / ilr["audit"]).exists() and (finished / ilr["model"] / stages.ADAPTERS).exists()
+
+
+def test_training_flops_are_those_of_the_stages_that_a_round_was_the_first_to_need(finished):
+    """Round 1 of ILR trains the evaluator, the fold models that make its proposals, and the model after it; their logs tell the tokens."""
+    row, config = records(finished)["ilr-seed0"]["rounds"][1], read_json(finished / "config.json")
+    made = {path.parent: read_json(path) for path in finished.glob("stages/*/manifest.json")}
+    digests = {manifest["inputs"]["adapters"] for manifest in made.values() if manifest["name"] == "proposals"}
+    trained = [finished / row["model"]] + [folder for folder, manifest in made.items() if manifest["digest"] in digests]
+    (judge,) = (folder for folder, manifest in made.items() if manifest["name"] == "evaluator")
+    of = lambda folder: [json.loads(line).get("tokens", [0]) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    tokens = [sum(map(sum, of(folder))) for folder in [*trained, judge]]
+    strong, weak = (Model(config[role]["model"], "float32").config for role in ("strong", "evaluator"))
+    each = flops.adapters(strong, Lora(config["lora"]["rank"], config["lora"]["alpha"]))
+    assert len(trained) == 2 and row["training_flops"] == each * sum(tokens[:2]) + flops.classifier(weak) * tokens[2]
 
 
 def test_methods_share_their_first_round(finished):

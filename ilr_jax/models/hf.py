@@ -6,7 +6,7 @@ linear kernels are stored [outputs, inputs] there and [inputs, outputs] here. No
 
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,15 +33,15 @@ WEIGHTS = ("config.json", "model*.safetensors", "model.safetensors.index.json")
 HARMLESS = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
-def resolve(source: str | Path) -> Path:
-    """The local folder of a model: `source` itself if it is a folder, else a snapshot of the Hub's model of that name.
+def resolve(source: str | Path, patterns: Sequence[str] = (*WEIGHTS, *ASIDE)) -> Path:
+    """The local folder of a model: `source` itself if it is a folder, else a snapshot of the Hub's model of that name, files by `patterns`.
 
     Raises ValueError where it is neither, or cannot be fetched.
     """
     if Path(source).is_dir():
         return Path(source)
     try:
-        return Path(snapshot_download(str(source), allow_patterns=[*WEIGHTS, *ASIDE]))
+        return Path(snapshot_download(str(source), allow_patterns=[*patterns]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise ValueError(
             f"{str(source)!r} is neither a local folder nor a model that the Hugging Face Hub hands out here; check the spelling, the "

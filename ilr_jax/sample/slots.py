@@ -25,6 +25,11 @@ from ilr_jax.types import Rows
 NEVER = np.iinfo(np.int32).max  # wanted free slots of a group without prompts left
 
 
+def axes(ndim: int) -> tuple[str | None, ...]:
+    """The logical axes of an array of a decoding state."""
+    return ("batch", "kv_heads", None, None) if ndim == 4 else ("batch", None, None)[:ndim]
+
+
 @dataclass(frozen=True)
 class Compute:
     """What decoding is compiled for: the model, the dtype of the computation, how prompts are read, and how all is split over devices."""
@@ -40,8 +45,7 @@ class Compute:
 
     def split(self, tree: Any) -> Any:
         """Inside a jitted function: a state whose arrays are all split by slots, the cache by KV heads too."""
-        axes = lambda x: ("batch", "kv_heads", None, None)[: x.ndim] if x.ndim == 4 else ("batch", None, None)[: x.ndim]
-        return jax.tree.map(lambda x: constrain(self.layout, x, *axes(x)), tree)
+        return jax.tree.map(lambda x: constrain(self.layout, x, *axes(x.ndim)), tree)
 
     def gather(self, tree: Any) -> Any:
         """Inside a jitted function: whole arrays on every device, which every host can read."""

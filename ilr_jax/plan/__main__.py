@@ -1,0 +1,198 @@
+"""Whether an experiment fits a machine, and how long it would take: every program compiled for devices that are described, none run.
+
+Example: python -m ilr_jax.plan --config=configs/gsm8k.py --topology=v5e:2x4 --config.compute.remat=full
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ilr_jax import main
+from ilr_jax.plan import chips, hlo
+from ilr_jax.plan.chips import Chip
+
+USAGE = "python -m ilr_jax.plan --config=FILE --topology=KIND:SHAPE [--json=FILE] [--config.FIELD=VALUE ...]"
+TOPOLOGY = (
+    "v4, v5e, v5p or v6e and the shape of the slice, as v5e:2x4 (the TPU compiler; the extra 'tpu' has it), h100:8, or cpu:8, which "
+    "this machine's CPU stands for"
+)
+COLUMNS = ("program", "runs", "memory", "of", "TFLOP", "GB moved", "GB sent", "ms", "MFU", "hours", "compiled in")
+TWICE = ("all-reduce",)  # a ring sends what it reduces out and back
+
+Row = dict[str, Any]
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Plan the experiment of a command line; returns the exit code: 1 if something does not fit, 2 for what a user can put right."""
+    options, flags = parser().parse_known_args(list(sys.argv[1:] if argv is None else argv))
+    try:
+        chip, shape = topology(options.topology)
+        _prepare(chip, prod(shape))
+        config, _ = main.config_of([*flags, "--workdir=plan"])
+        rows = list(planned(config, chip, shape, options))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    chip_hours = sum(row["hours"] * prod(shape) for row in rows if row["hours"] is not None)
+    Console().print(table(rows, chip, prod(shape)))
+    for row in rows:
+        if row["advice"]:
+            print(f"{row['program']}: {row['advice']}")
+    if chip is not None:
+        print(f"{chip_hours:,.1f} chip-hours on {options.topology}, loading, compiling and evaluation of SQL apart")
+    if options.json:
+        text = json.dumps({"topology": options.topology, "chip_hours": chip_hours, "programs": rows}, indent=1)
+        Path(options.json).write_text(text + "\n", encoding="utf-8")
+    return 1 if any(row["advice"] for row in rows) else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The plan's own arguments; all others are those of `ilr run`."""
+    made = argparse.ArgumentParser("ilr_jax.plan", usage=USAGE, description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    made.add_argument("--topology", required=True, metavar="KIND:SHAPE", help=TOPOLOGY)
+    numbers = {
+        "examples": (7473, "training examples, half of them the supervisor's (those of GSM8K)"),
+        "tests": (1319, "test questions (those of GSM8K)"),
+        "prompt": (128, "tokens of a question"),
+        "answer": (128, "tokens of an answer"),
+        "length": (512, "tokens of a training row, into which samples are packed"),
+    }
+    for name, (value, what) in numbers.items():
+        made.add_argument(f"--{name}", type=int, default=value, metavar="N", help=f"{what}; default: %(default)s")
+    made.add_argument("--only", default="", metavar="TEXT", help="only the programs whose name has TEXT in it")
+    made.add_argument("--json", metavar="FILE", help="write all figures there too")
+    return made
+
+
+def topology(text: str) -> tuple[Chip | None, tuple[int, ...]]:
+    """The chip (None: this machine's CPU) and the shape of a slice of them. ValueError for what is neither."""
+    kind, _, sides = text.partition(":")
+    known = {**chips.TPUS, "h100": chips.H100, "cpu": None}
+    if kind not in known or not sides.replace("x", "").isdigit() or not all(part and int(part) for part in sides.split("x")):
+        raise ValueError(f"--topology={text}: wanted {TOPOLOGY}")
+    return known[kind], tuple(int(part) for part in sides.split("x"))
+
+
+def _prepare(chip: Chip | None, count: int) -> None:
+    """Before JAX starts: nothing here needs an accelerator, and a CPU stands for devices that have no compiler here."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # only a process that holds a TPU has to be alone
+    if chip is None or chip.clock is None:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}".strip()
+
+
+def _devices(chip: Chip | None, shape: tuple[int, ...]) -> list[Any]:
+    import jax
+    from jax.experimental import topologies
+
+    if chip is None or chip.clock is None:
+        found = jax.devices("cpu")
+    else:
+        name = f"{chip.name}:{'x'.join(map(str, shape))}"
+        try:
+            found = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+        except Exception as error:  # libtpu is not there, or knows no such slice: it has no error type of its own
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"--topology={name}: wanted a slice that libtpu can describe, got: {reason}; install the extra 'tpu'"
+            ) from error
+    if len(found) != prod(shape):
+        raise ValueError(f"--topology: wanted {prod(shape)} devices, got {len(found)}")
+    return list(found)
+
+
+def planned(config: Any, chip: Chip | None, shape: tuple[int, ...], options: argparse.Namespace) -> Iterator[Row]:
+    """A row of figures for every program of the experiment, as it is compiled."""
+    from ilr_jax import roles
+    from ilr_jax.plan.programs import Load, Planned
+    from ilr_jax.stages import Bench
+    from ilr_jax.store import Store
+
+    devices = _devices(chip, shape)
+    models = {role: roles.config_of(config[role].model) for role in ("weak", "evaluator", "strong")}
+    if config.compute.dtype == "auto" and chip is not None:
+        config.compute.dtype = "bfloat16"
+    bench = Bench(Store("plan"), config)
+    memory = int(chip.memory) if chip else None
+    bench.layout = roles.layout(config.sharding, models, bench.dtype, devices, memory)
+    load = Load(options.examples, options.tests, options.prompt, options.answer, options.length)
+    for program in Planned(bench, models, load, devices).programs():
+        if options.only in program.stage:
+            print(f"{program.stage} ...", file=sys.stderr, flush=True)
+            yield _row(program, chip, bench.layout, len(devices))
+
+
+def _row(program: Any, chip: Chip | None, layout: Any, count: int) -> Row:
+    begun = time.monotonic()
+    compiled = program.lower().compile()
+    took = time.monotonic() - begun
+    stats, cost = compiled.memory_analysis(), hlo.read(compiled.as_text())
+    memory = stats.argument_size_in_bytes + stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    sent = 0.0 + sum(size * (2 if kind in TWICE else 1) for kind, size in cost.collectives.items())
+    seconds = expected(chip, cost, sent, program.flops / count)
+    row = {"program": program.stage, "runs": program.times, "flops": program.flops, "moved": cost.moved, "sent": sent}
+    row |= {
+        "cycles": cost.cycles,
+        "collectives": cost.collectives,
+        "arguments": stats.argument_size_in_bytes,
+        "temporaries": stats.temp_size_in_bytes,
+    }
+    row |= {"memory": memory, "has": chip.memory if chip else None, "seconds": seconds, "compile_seconds": took}
+    row["mfu"] = program.flops / (seconds * count * chip.peak) if chip and seconds and program.trains else None
+    row["hours"] = seconds * program.times / 3600 if seconds else None
+    row["mesh"] = dict(layout.mesh.shape) if layout else {}
+    return row | {"advice": advice(row, program)}
+
+
+def expected(chip: Chip | None, cost: hlo.Cost, sent: float, flops: float) -> float | None:
+    """Seconds of one run on one device; None for a CPU.
+
+    TPU: what is longer, the cycles that the compiler expects of all operations or all bytes moved at the rate of HBM (weights that are
+    fetched ahead have no cycles); plus all collectives at the rate of a ring, as if they overlapped with nothing.
+    H100, where no compiler was asked: the greatest of products at peak and collectives at the link's rate, which nothing can beat.
+    """
+    if chip is None:
+        return None
+    if chip.clock is None:
+        return max(flops / chip.peak, sent / chip.link)
+    return max(cost.cycles / chip.clock, cost.moved / chip.bandwidth) + sent / chip.link
+
+
+def advice(row: Row, program: Any) -> str:
+    """What to change where a program does not fit; empty where it does."""
+    if row["has"] is None or row["memory"] <= row["has"]:
+        return ""
+    over = f"needs {(row['memory'] - row['has']) / 2**30:.1f} GiB more than a device has"
+    if row["arguments"] > 0.6 * row["has"]:
+        return f"{over}; its weights and state take most: raise sharding.fsdp or sharding.tensor, or use more devices"
+    less = {"compute.microbatches": "raise compute.microbatches, or set compute.remat=full if it is not"}
+    return f"{over}; its activations or cache take most: {less.get(program.field, f'lower {program.field}')}"
+
+
+def table(rows: Sequence[Row], chip: Chip | None, count: int) -> Table:
+    """The rows for a terminal; memory in GiB a device, moved and sent by a device, FLOPs of all of them."""
+    mesh = " x ".join(f"{name}={n}" for name, n in rows[0]["mesh"].items()) if rows and rows[0]["mesh"] else "one device"
+    made = Table(title=f"{count} x {chip.name if chip else 'CPU'}, {mesh}", box=None, pad_edge=False, collapse_padding=True)
+    for number, column in enumerate(COLUMNS):
+        made.add_column(column, justify="right" if number else "left", overflow="fold")
+    show = lambda value, form: "" if value is None else format(value, form)
+    for row in rows:
+        giga = [f"{row['memory'] / 2**30:.1f}", show(row["has"] and row["has"] / 2**30, ".0f")]
+        work = [f"{row['flops'] / 1e12:,.1f}", f"{row['moved'] / 1e9:,.1f}", f"{row['sent'] / 1e9:,.2f}"]
+        times = [show(row["seconds"] and row["seconds"] * 1e3, ",.0f"), show(row["mfu"], ".0%"), show(row["hours"], ",.2f")]
+        made.add_row(row["program"], f"{row['runs']:,}", *giga, *work, *times, f"{row['compile_seconds']:.0f} s")
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,0 +1,238 @@
+"""The programs of an experiment, with shapes in place of arrays: which there are, what each is compiled for, and how often it runs.
+
+They are the very functions that an experiment runs; here nothing has a value. Not here: what they cost (`hlo`) and what is said of it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from ilr_jax import batches, evaluator, sharding
+from ilr_jax.batches import Epochs, Preference
+from ilr_jax.models import decoder, flops, lora
+from ilr_jax.models.config import ModelConfig
+from ilr_jax.sample import beam, rollout, slots
+from ilr_jax.sample.beam import BeamSettings
+from ilr_jax.sample.requests import prompt_rows
+from ilr_jax.sample.rollout import SamplingSettings
+from ilr_jax.sample.slots import Compute, Fill
+from ilr_jax.sharding import Layout
+from ilr_jax.stages import Bench
+from ilr_jax.train import state, steps
+
+
+@dataclass(frozen=True)
+class Load:
+    """How much there is: examples and test questions; tokens of a prompt and of an answer, of which a training row holds `length`."""
+
+    examples: int
+    tests: int
+    prompt: int
+    answer: int
+    length: int
+
+    @property
+    def sample(self) -> int:
+        """Tokens of a training sample."""
+        return self.prompt + self.answer
+
+    @property
+    def comparison(self) -> int:
+        """Tokens of a question with two answers."""
+        return self.prompt + 2 * self.answer
+
+    def rows(self, samples: int, tokens: int) -> int:
+        """Rows that so many samples of so many tokens are packed into."""
+        return -(-samples // max(self.length // tokens, 1))
+
+
+@dataclass(frozen=True)
+class Program:
+    """One compiled program: `lower()` prepares it, it runs `times` times in all, and its matrix products take `flops` each time.
+
+    `field` is what to lower or raise in the config where it does not fit.
+    """
+
+    stage: str
+    model: str
+    lower: Callable[[], Any]
+    times: int
+    flops: float
+    trains: bool
+    field: str
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The experiment whose programs these are."""
+
+    bench: Bench
+    models: dict[str, ModelConfig]
+    load: Load
+    devices: Sequence[Any]
+
+    @property
+    def _layout(self) -> Layout | None:
+        return self.bench.layout
+
+    def programs(self) -> Iterator[Program]:
+        """In the order of an experiment with ILR and DPO; what several stages share stands once, with all its runs."""
+        c, load = self.bench.config, self.load
+        known, labelled, rounds = load.examples // 2, -(-load.examples // 2), c.rounds
+        epoch = lambda n, batch: -(-n // batch)
+        yield self._sft("weak SFT", "weak", 1, epoch(known, c.sft.batch) * c.weak.epochs)
+        yield self._sample("evaluator's answers", "weak", c.evaluator.checkpoints, known * c.evaluator.checkpoints)
+        yield self._evaluator(epoch(2 * known, c.evaluator.batch) * c.evaluator.epochs)
+        yield self._sft("SFT", "strong", 1, epoch(labelled, c.sft.batch) * c.strong.epochs * (rounds + 1))
+        yield self._sft(f"{c.folds} fold models", "strong", c.folds, epoch(-(-labelled // c.folds), c.sft.batch) * c.strong.epochs * rounds)
+        yield self._prefill("prefill of proposals", "strong", c.folds, labelled * rounds)
+        yield self._beam("proposals, beam search", "strong", c.folds, labelled * rounds)
+        yield self._score("comparisons", 2 * labelled * rounds)
+        yield self._beam("test, beam search", "strong", 1, load.tests * (rounds + 1))
+        if "dpo" in c.method.split(","):
+            pairs = labelled * (c.dpo.samples // 2)
+            yield self._sample("DPO's samples", "strong", 1, labelled * c.dpo.samples * rounds)
+            yield self._dpo(epoch(int(pairs * c.dpo.share), c.dpo.batch) * c.dpo.epochs * rounds)
+
+    # Shapes, each placed on its devices.
+
+    def _placed(self, x: Any, *names: str | None) -> Any:
+        where = self._layout.sharding(*names) if self._layout else jax.sharding.SingleDeviceSharding(self.devices[0])
+        return jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=where)
+
+    def _weights(self, tree: Any) -> Any:
+        if self._layout is None:
+            return jax.tree.map(self._placed, tree)
+        put = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+        return jax.tree.map(put, tree, sharding.shardings(self._layout, tree))
+
+    def _rows(self, batch: Any) -> Any:
+        return jax.tree.map(lambda x: self._placed(x, "batch", *(None,) * (np.ndim(x) - 1)), batch)
+
+    def _params(self, role: str) -> Any:
+        return self._weights(decoder.abstract(self.models[role], self.bench.dtype))
+
+    def _adapters(self, role: str, k: int) -> Any:
+        return jax.eval_shape(lambda: lora.init(self.models[role], self.bench.lora, jax.random.split(jax.random.key(0), k)))
+
+    def _setup(self, role: str, adapters: bool) -> steps.Setup:
+        c = self.bench.config.compute
+        how = {"attention": c.attention, "remat": c.remat, "microbatches": c.microbatches, "layout": self._layout}
+        return steps.Setup(self.models[role], self.bench.lora if adapters else None, self.bench.dtype, **how)
+
+    def _state(self, trainable: Any, section: Any) -> Any:
+        k = jax.tree.leaves(trainable)[0].shape[0]
+        return self._weights(jax.eval_shape(lambda tree: state.init(tree, self.bench.optimizer(section), [1] * k), trainable))
+
+    def _multiple(self, n: int, groups: int = 1) -> int:
+        multiple = self.bench.config.compute.microbatches * sharding.row_multiple(self._layout, groups)
+        return -(-n // multiple) * multiple
+
+    # Training.
+
+    def _sft(self, stage: str, role: str, k: int, times: int) -> Program:
+        c, load = self.bench.config, self.load
+        rows = k * self._multiple(load.rows(c.sft.batch, load.sample), k)
+        per_row = max(load.length // load.sample, 1)
+        sample = [0] * (min(load.length, load.sample) - load.answer), [0] * load.answer
+        batch = batches.documents([[sample] * per_row] * rows, 0, "sequence", load.length, batches.bucket(per_row * load.answer))
+        tree = {"adapters": self._adapters(role, k)}
+        step: Any = steps.sft_step(self._setup(role, True), self.bench.optimizer(c[role]))
+        lower = lambda: step.lower(self._state(tree, c[role]), self._params(role), self._rows(batch))
+        work = float(flops.adapters(self.models[role], self.bench.lora) * rows * load.length)
+        return Program(stage, role, lower, times, work, True, "compute.microbatches")
+
+    def _dpo(self, times: int) -> Program:
+        c, load, role = self.bench.config, self.load, "strong"
+        n = self._multiple(c.dpo.batch)
+        side = [0] * load.prompt, [0] * load.answer
+        pairs = [Preference(side, side, 0.0, 0.0)] * n
+        batch = batches.preferences(pairs, Epochs((n,), n, 1, 0), 0, c.sft.max_length, n)(0)
+        step: Any = steps.dpo_step(self._setup(role, True), self.bench.optimizer(c.dpo), c.dpo.beta, c.dpo.loss, c.dpo.smoothing)
+        lower = lambda: step.lower(self._state({"adapters": self._adapters(role, 1)}, c.dpo), self._params(role), self._rows(batch))
+        tokens = 2 * n * batch.chosen.rows.tokens.shape[1]
+        return Program(
+            "DPO", role, lower, times, float(flops.adapters(self.models[role], self.bench.lora) * tokens), True, "compute.microbatches"
+        )
+
+    def _classifier(self) -> Any:
+        return jax.eval_shape(evaluator.initial, decoder.abstract(self.models["evaluator"]), jax.random.key(0))
+
+    def _evaluator(self, times: int) -> Program:
+        c, load, role = self.bench.config, self.load, "evaluator"
+        rows = self._multiple(load.rows(c.evaluator.batch, load.comparison))
+        length = max(load.length, load.comparison)
+        data = [([0] * length, 0)] * rows
+        batch = batches.classes(data, Epochs((rows,), rows, 1, 0), 0, batches.Packing())(0)
+        step: Any = steps.evaluator_step(self._setup(role, False), self.bench.optimizer(c.evaluator))
+        lower = lambda: step.lower(self._state(self._classifier(), c.evaluator), {}, self._rows(batch))
+        work = float(flops.classifier(self.models[role]) * rows * batch.rows.tokens.shape[1])
+        return Program("evaluator", role, lower, times, work, True, "compute.microbatches")
+
+    # Scoring and decoding.
+
+    def _score(self, stage: str, requests: int) -> Program:
+        load, role = self.load, "evaluator"
+        n = self._multiple(self.bench.config.compute.score_batch)
+        batch = next(iter(batches.scoring([([0] * load.comparison, 0)] * n, n, 0)))[1]
+        run: Any = steps.class_probabilities(self._setup(role, False))
+        lower = lambda: run.lower(self._weights(self._classifier()), {}, self._rows(batch))
+        work = flops.classifier(self.models[role]) / flops.TRAINED * 2 * n * batch.rows.tokens.shape[1]
+        return Program(stage, role, lower, -(-requests // n), work, False, "compute.score_batch")
+
+    def _compute(self, role: str) -> Compute:
+        return Compute(self.models[role], self.bench.dtype, self.bench.config.compute.attention, self._layout)
+
+    def _decoder(self, role: str, k: int) -> tuple[Any, Any]:
+        """Weights as decoding has them: one adapter is merged."""
+        if k == 1:
+            return self._params(role), None
+        prepared = jax.eval_shape(lambda tree: lora.prepare(tree, self.bench.lora, self.bench.dtype), self._adapters(role, k))
+        return self._params(role), self._weights(prepared)
+
+    def _split(self, tree: Any) -> Any:
+        return jax.tree.map(lambda x: self._placed(x, *slots.axes(x.ndim)), tree)
+
+    def _slots(self, most: int, k: int) -> int:
+        multiple = sharding.row_multiple(self._layout, k)
+        return k * (-(-max(most // k, 1) // multiple) * multiple)
+
+    def _forward(self, role: str, tokens: int) -> float:
+        """FLOPs of reading or writing so many tokens."""
+        config = self.models[role]
+        return 2.0 * tokens * (flops.classifier(config) / flops.TRAINED + config.hidden_size * config.vocab_size)
+
+    def _sample(self, stage: str, role: str, k: int, requests: int) -> Program:
+        c, load = self.bench.config, self.load
+        compute, weights, n = self._compute(role), self._decoder(role, k), self._slots(c.compute.slots, k)
+        how = SamplingSettings(c.decoding.max_new_tokens, slots=c.compute.slots)
+        blank = jax.eval_shape(lambda: rollout.blank(compute, n, batches.bucket(load.prompt), how.max_new_tokens))
+        wanted = np.ones(k, np.int32)
+        lower = lambda: rollout.advance.lower(compute, how.rule, (0,), how.chunk, weights, self._split(blank), wanted)
+        chunks = -(-requests * load.answer // (n * how.chunk))
+        return Program(stage, role, lower, chunks, self._forward(role, n * how.chunk), False, "compute.slots")
+
+    def _beam(self, stage: str, role: str, k: int, requests: int) -> Program:
+        c, load = self.bench.config, self.load
+        compute, weights, n = self._compute(role), self._decoder(role, k), self._slots(c.compute.beam_batch, k)
+        how = BeamSettings(c.decoding.max_new_tokens, c.decoding.beams, c.decoding.length_rule)
+        blank = jax.eval_shape(lambda: beam.blank(compute, how, n, batches.bucket(load.prompt)))
+        wanted = np.ones(k, np.int32)
+        lower = lambda: beam.advance.lower(compute, how, (0,), weights, self._split(blank), wanted)
+        chunks = -(-requests * load.answer // (n * how.chunk))
+        return Program(stage, role, lower, chunks, self._forward(role, n * how.width * how.chunk), False, "compute.beam_batch")
+
+    def _prefill(self, stage: str, role: str, k: int, requests: int) -> Program:
+        c, load = self.bench.config, self.load
+        compute, weights, n = self._compute(role), self._decoder(role, k), self._slots(c.compute.beam_batch, k)
+        how = BeamSettings(c.decoding.max_new_tokens, c.decoding.beams, c.decoding.length_rule)
+        length = batches.bucket(load.prompt)
+        blank = jax.eval_shape(lambda: beam.blank(compute, how, n, length))
+        rows = max(1, n // k // 8) * k
+        entries = [np.zeros(rows, np.int32) for _ in range(6)]
+        fill = Fill(prompt_rows([[0]] * rows, length, 0), *entries)
+        lower = lambda: beam.admit.lower(compute, weights, self._split(blank), fill)
+        return Program(stage, role, lower, -(-requests // rows), self._forward(role, rows * length), False, "compute.beam_batch")

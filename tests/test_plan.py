@@ -1,0 +1,124 @@
+"""The plan: compiled programs are read as often as their loops run, against arithmetic by hand; what does not fit says what to do."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ilr_jax.plan import __main__ as plan
+from ilr_jax.plan import chips, hlo
+
+ROOT = Path(__file__).parent.parent
+FLAGS = ["--config=configs/quickstart.py", "--prompt=64", "--answer=32", "--length=96"]
+
+
+def program(layers: int, devices: int = 4) -> str:
+    """A scan over layers, whose weights are split and gathered in every turn."""
+    mesh = Mesh(jax.devices()[:devices], "x")
+    split = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
+    weights = jax.ShapeDtypeStruct((layers, 256, 256), jnp.float32, sharding=split(None, "x"))
+    rows = jax.ShapeDtypeStruct((64, 256), jnp.float32, sharding=split("x"))
+
+    def body(x, w):
+        return jnp.tanh(x @ jax.lax.with_sharding_constraint(w, split())), None
+
+    return jax.jit(lambda x, w: jax.lax.scan(body, x, w)[0]).lower(rows, weights).compile().as_text()
+
+
+@pytest.mark.parametrize("layers", [3, 12])
+def test_a_loop_counts_as_often_as_it_runs(layers):
+    cost = hlo.read(program(layers))
+    assert cost.collectives == {"all-gather": layers * 256 * 256 * 4}
+    read = layers * (256 * 256 * 4 / 4)  # of the weights each device has a quarter: read once at least, and not once per layer each
+    assert read < cost.moved < 20 * layers * 256 * 256 * 4
+
+
+TEXT = """HloModule jit_f
+%part (p: bf16[8,64]) -> bf16[64,64] {
+  ROOT %ag.1 = bf16[64,64]{1,0} all-gather(%p), channel_id=7, dimensions={0}
+}
+%body (b: (s32[], bf16[8,64])) -> (s32[], bf16[8,64]) {
+  %x = bf16[8,64]{1,0} get-tuple-element(%b), index=1
+  %f.1 = bf16[64,64]{1,0} fusion(%x), kind=kCustom, calls=%part, backend_config={"estimated_cycles":"100"}
+  %f.2 = bf16[64,64]{1,0:T(8,128)S(1)} fusion(%x), kind=kCustom, calls=%part, backend_config={"estimated_cycles":"20"}
+  %s = (bf16[8,64]{1,0}, bf16[64,64]{1,0}, u32[]) all-gather-start(%x), channel_id=9
+  %d = bf16[64,64]{1,0} all-gather-done(%s)
+  ROOT %t = (s32[], bf16[8,64]{1,0}) tuple(%x, %x)
+}
+%condition (c: (s32[], bf16[8,64])) -> pred[] {
+  %n = s32[] constant(5)
+  ROOT %lt = pred[] compare(%n, %n), direction=LT
+}
+ENTRY %main (a: (s32[], bf16[8,64])) -> (s32[], bf16[8,64]) {
+  %a = (s32[], bf16[8,64]{1,0}) parameter(0)
+  ROOT %w = (s32[], bf16[8,64]{1,0}) while(%a), condition=%condition, body=%body
+}
+"""
+
+
+def test_what_the_tpu_compiler_writes_is_read():
+    """Two fusions that are parts of one collective, one that runs beside other work, on-chip memory that is not HBM; five times each."""
+    cost = hlo.read(TEXT)
+    whole, piece = 64 * 64 * 2, 8 * 64 * 2
+    assert cost.cycles == 5 * 120 and cost.collectives == {"all-gather": 5 * 2 * whole} and cost.moved == 5 * (whole + 2 * piece)
+
+
+def test_time_is_cycles_and_what_is_sent_and_on_a_gpu_nothing_beats_the_peak():
+    v5e = chips.TPUS["v5e"]
+    assert v5e.clock == pytest.approx(1.5e9, rel=0.01) and chips.TPUS["v6e"].clock == pytest.approx(1.75e9, rel=0.01)
+    assert plan.expected(v5e, hlo.Cost(cycles=v5e.clock), v5e.link, 1e30) == 2.0
+    assert plan.expected(chips.H100, hlo.Cost(), 0.0, 2 * chips.H100.peak) == 2.0 and plan.expected(None, hlo.Cost(), 0.0, 0.0) is None
+
+
+def test_every_program_of_an_experiment_is_planned_for_emulated_devices(tmp_path):
+    """As a user does, in a process of its own, because the number of devices is fixed when JAX starts."""
+    command = [sys.executable, "-m", "ilr_jax.plan", *FLAGS, "--topology=h100:2x2", f"--json={tmp_path / 'plan.json'}"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"XLA_FLAGS": "", "COLUMNS": "150"}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "plan.json").read_text())
+    rows = {row["program"]: row for row in found["programs"]}
+    assert list(rows)[:3] == ["weak SFT", "evaluator's answers", "evaluator"] and list(rows)[-1] == "DPO" and len(rows) == 11
+    sft, folds = rows["SFT"], rows["2 fold models"]
+    assert sft["mesh"] == {"data": 4, "fsdp": 1, "tensor": 1} and folds["flops"] == 2 * sft["flops"] and "4 x h100" in done.stdout
+    assert all(row["seconds"] > 0 and row["memory"] > row["arguments"] > 0 and not row["advice"] for row in rows.values())
+    assert found["chip_hours"] == pytest.approx(sum(row["hours"] for row in rows.values()) * 4)
+    assert sft["sent"] < 100 * folds["arguments"]  # adapters' gradients travel, the base does not
+
+
+def test_the_tpu_compilers_estimates_of_a_product_and_of_a_sum_are_near_their_roofs(monkeypatch):
+    """The rule on a known case; only where the TPU compiler is installed (the extra 'tpu')."""
+    pytest.importorskip("libtpu")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    chip = chips.TPUS["v5e"]
+    where = jax.sharding.SingleDeviceSharding(plan._devices(chip, (2, 2))[0])
+    a = jax.ShapeDtypeStruct((8192, 8192), jnp.bfloat16, sharding=where)
+    product, total = (plan.expected(chip, hlo.read(jax.jit(f).lower(a, a).compile().as_text()), 0.0, 0.0) for f in (jnp.matmul, jnp.add))
+    assert 1 < product / (2 * 8192**3 / chip.peak) < 1.2
+    assert 1 <= total / (3 * 8192**2 * 2 / chip.bandwidth) < 4  # the compiler's model is dark about what is bound by memory
+
+
+class Named:
+    field = "compute.slots"
+
+
+def test_what_does_not_fit_says_what_to_change():
+    row = {"has": 100.0 * 2**30, "memory": 50 * 2**30, "arguments": 10}
+    assert plan.advice(row, Named) == "" and plan.advice(row | {"has": None}, Named) == ""
+    over = row | {"memory": 101 * 2**30}
+    assert plan.advice(over, Named) == "needs 1.0 GiB more than a device has; its activations or cache take most: lower compute.slots"
+    assert "raise sharding.fsdp" in plan.advice(over | {"arguments": 90 * 2**30}, Named)
+
+
+@pytest.mark.parametrize("text", ["v5e", "v5e:", "v9:2x2", "cpu:0", "v5e:2xq", "v5p:2x-2"])
+def test_a_topology_that_is_none_is_one_message(text, capsys):
+    assert plan.run([*FLAGS, f"--topology={text}"]) == 2
+    assert f"--topology={text}: wanted v4, v5e, v5p or v6e and the shape of the slice" in capsys.readouterr().err

@@ -1,0 +1,124 @@
+"""The experiments behind docs/evidence.md, and the document made of what they left: every table of it, nothing written by hand.
+
+python tools/evidence.py run DIR      # or go on with it; --jobs=2 at a time; hours
+python tools/evidence.py write DIR    # docs/evidence.md of the points that are finished
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ilr_jax import page, report, sweep
+from ilr_jax.files import read_rows, write_bytes
+from ilr_jax.types import Audit
+
+SEEDS = "0,1,2,3,4"
+OUT = Path(__file__).parent.parent / "docs" / "evidence.md"
+# Title; methods; axes of the grid.
+SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("Every method", "sft,ilr,dpo,dpo_pairs,sft_chosen,naive", ()),
+    ("Reliable and unreliable, both ways", "sft,ilr,dpo", ("demos=weak,correct", "feedback=evaluator,oracle")),
+    ("Feedback from right to random", "sft,ilr,dpo", ("feedback=oracle", "oracle.error=0.0,0.1,0.25,0.4,0.5")),
+    ("How many labels may change", "sft,ilr,naive", ("alpha=0.05,0.15,0.3,0.5",)),
+    ("More folds", "sft,ilr", ("folds=3,5",)),
+    ("DPO as released", "sft,dpo", ("dpo.scoring=released",)),
+    ("Other preference losses", "sft,dpo", ("dpo.loss=ipo,hinge",)),
+    ("Conservative DPO", "sft,dpo", ("dpo.smoothing=0.1,0.3",)),
+    ("Robust DPO", "sft,dpo", ("dpo.loss=robust", "dpo.smoothing=0.1,0.3")),
+    ("Long DPO at high beta", "sft,dpo", ("dpo.beta=0.5,2.0", "dpo.epochs=10")),
+    ("Filter only, add only", "sft,ilr,naive", ("refine.rule=filter,add",)),
+    ("Proposals without cross-labelling", "sft,ilr", ("refine.proposer=same,ensemble",)),
+    ("A supervisor trained for less, and for longer", "sft,ilr,dpo", ("weak.epochs=1,4",)),
+    ("Other readings of alpha", "sft,ilr", ("alpha_of=disagreeing,none",)),
+    ("Naive with as many replacements as ILR", "sft,ilr,naive", ("naive.match_count=True",)),
+    ("Best of four proposals", "sft,ilr", ("decoding.proposals=sample", "refine.samples=4", "refine.pick=log_prob,feedback")),
+)
+INTRODUCTION = f"""# Evidence
+
+Made by `python tools/evidence.py write DIR` from what `python tools/evidence.py run DIR` left; what it means: [results.md](results.md).
+The quickstart with seeds {SEEDS}: 800 weak labels, 400 test questions, three rounds, after the last of which `test` is measured.
+[..]: 95 % bootstrap intervals over seeds and test questions. Labels right: before and after. Evaluator right: on all rounds' pairs with
+exactly one right answer. Precision: of the labels that were replaced, the new one is right; recall: of the right proposals against a wrong
+label, those that were accepted. Comparisons, TFLOP of training, and seconds of all stages (each by one of two processes on a machine of two
+cores) are a seed's, all rounds together; supervisor and evaluator are counted in.
+"""
+HEAD = ("setting", "method", "test", "minus SFT, points", "ILR minus it, points", "labels right", "evaluator right", "comparisons")
+HEAD += ("precision", "recall", "TFLOP", "seconds")
+
+Row = dict[str, Any]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command line; the exit code is that of the first sweep that fails."""
+    if len(argv) < 2 or argv[0] not in ("run", "write"):
+        print(__doc__, file=sys.stderr)
+        return 2
+    if argv[0] == "write":
+        write_bytes(OUT, document(Path(argv[1])).encode())
+        return 0
+    codes = [sweep.run([*command(methods, axes, argv[1]), *argv[2:]]) for _, methods, axes in SECTIONS]
+    return next((code for code in codes if code), 0)
+
+
+def command(methods: str, axes: Sequence[str], folder: str) -> list[str]:
+    """The words of `ilr sweep` for a section."""
+    fixed = ["--config=configs/quickstart.py", f"--workdir={folder}", f"--config.method={methods}", f"--seeds={SEEDS}"]
+    return [*fixed, *(word for axis in axes for word in ("--grid", axis))]
+
+
+def document(folder: Path) -> str:
+    """The text: a section for each of SECTIONS that has finished points."""
+    parts = [INTRODUCTION]
+    for title, methods, axes in SECTIONS:
+        found = [(point, rows) for point in sweep.grid(axes) if (rows := finished(folder / "points" / point.name, methods))]
+        if found:
+            parts += [f"## {title}\n", f"`ilr sweep {' '.join(command(methods, axes, 'DIR'))}`\n"]
+            parts.append("\n".join(["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]))
+            parts.append("\n".join(line for point, rows in found for line in lines(point.name, rows)) + "\n")
+    return "\n".join(parts)
+
+
+def finished(workdir: Path, methods: str) -> list[Row]:
+    """The rows of the methods whose five seeds have all ended there; none if SFT's have not."""
+    if not list(workdir.glob("runs/*.json")):
+        return []
+    rows = [row for row in report.collect([workdir]) if row["finished"] and row["method"] in methods.split(",")]
+    full = {
+        method for method in methods.split(",") if len({row["seed"] for row in rows if row["method"] == method}) == len(SEEDS.split(","))
+    }
+    return [row for row in rows if row["method"] in full] if "sft" in full else []
+
+
+def lines(name: str, rows: Sequence[Row]) -> Iterator[str]:
+    """A line of the table for each method."""
+    ahead = {entry["against"]: entry for entry in report.differences(rows)}
+    audits = [read_rows(Path(row["audit"]), Audit) if row["audit"] else [] for row in rows]
+    cards = {entry["series"]: entry for entry in report.cards(rows, audits)}
+    for entry in report.summarise(rows):
+        mine = [row for row in rows if row["series"] == entry["series"]]
+        seeds = len(entry["seeds"])
+        card = cards.get(entry["series"], {})
+        cells = [name, entry["method"], page.percent(entry["test_accuracy"]) + page.interval(entry["test_interval"])]
+        cells += [points(entry["difference"]), points(ahead.get(entry["method"]))]
+        cells.append(
+            f"{page.percent(entry['label_accuracy_first'])} → {page.percent(entry['label_accuracy_last'])}"
+            if entry["method"] != "dpo"
+            else ""
+        )
+        cells += [page.percent(entry["evaluator_accuracy"]), f"{sum(row['compared'] or 0 for row in mine) / seeds:,.0f}"]
+        cells += [page.percent(card.get("precision")), page.percent(card.get("recall"))]
+        cells += [
+            f"{sum(row['training_flops'] or 0 for row in mine) / seeds / 1e12:.1f}",
+            f"{sum(row['seconds'] for row in mine) / seeds:.0f}",
+        ]
+        yield "| " + " | ".join(cells).replace("–", "") + " |"
+
+
+def points(difference: Mapping[str, Any] | None) -> str:
+    """A difference with its interval."""
+    return "" if difference is None else f"{difference['mean'] * 100:+.1f}{page.interval(difference['interval'], '+')}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
