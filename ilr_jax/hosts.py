@@ -11,6 +11,7 @@ import re
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -127,7 +128,7 @@ class Lost(OSError):
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What all processes do together: when one is gone, the others find out as they talk to it, and raise Lost.
+    """What all processes do together: one that fails ends on the spot, and the others, as they talk to it, find out and raise Lost.
 
     Where they wait for it in JAX's coordination service, that ends them, with a message of its own, after HEARTBEAT seconds.
     """
@@ -137,25 +138,37 @@ def together() -> Iterator[None]:
         if jax.process_count() == 1 or not STATUS.match(str(error)):
             raise
         reason = str(error).splitlines()[0][:200]
-        raise Lost(f"process {jax.process_index()} lost the others ({reason}); see what they said, and start all of them again") from error
+        raise Lost(
+            f"process {jax.process_index()} lost the others, or failed itself ({reason}); see what they said, and start all of them again"
+        ) from error
+    except Exception as error:
+        if jax.process_count() > 1 and not isinstance(error, OSError):  # the way out of Python would wait for the others
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+        raise
 
 
 def told(ask: Callable[[], Told]) -> Told:
-    """What `ask()` is in process 0, in all processes, which must all come here; what it raises there is raised in all of them.
+    """What `ask()` is in process 0, in all processes, which must all come here.
 
-    A process that comes first waits for the others. The answer has to be one that can be pickled.
+    A process that comes first waits for the others. The answer has to be one that can be pickled. What `ask` raises is raised in process 0;
+    the others raise Lost, which says what it was.
     """
     if jax.process_count() == 1:
         return ask()
-    answer, error = None, None
-    if leads():
-        try:
-            answer = ask()
-        except Exception as raised:
-            error = raised
-    answer, error = pickle.loads(_sent(pickle.dumps((answer, error)) if leads() else b""))
-    if error is not None:
-        raise error
+    if not leads():
+        answer, failed = pickle.loads(_sent(b""))
+        if failed:
+            raise Lost(f"process 0 failed: {failed}")
+        return answer
+    try:
+        answer = ask()
+        data = pickle.dumps((answer, ""))
+    except Exception as error:
+        _sent(pickle.dumps((None, f"{type(error).__name__}: {error}")))
+        raise
+    _sent(data)
     return answer
 
 
@@ -168,7 +181,7 @@ def _sent(data: bytes) -> bytes:
 
 
 def fetched(tree: Any) -> Any:
-    """The tree's arrays whole, as NumPy's, in every process."""
+    """The tree's arrays whole, as NumPy's, in every process; what is spread over processes is gathered on every device on the way."""
     spread = lambda x: isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
     return jax.device_get(jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True) if spread(x) else x, tree))
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ilr_jax import sharding
+from ilr_jax import hosts, sharding
 from ilr_jax.files import encode, sha256_of
 from ilr_jax.models import config as model_config
 from ilr_jax.models import decoder, hf
@@ -68,7 +68,7 @@ def layout(
     All weights of the evaluator train: weights, gradient, two moments and the best state, in float32. `devices` and their `memory` [bytes]
     are this machine's, or described. Raises ValueError for what cannot be split.
     """
-    here = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", UNKNOWN_MEMORY)
+    here = hosts.told(lambda: (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", UNKNOWN_MEMORY))
     largest = max(size(model) * (20 if role == "evaluator" else np.dtype(dtype).itemsize) for role, model in models.items())
     units = [model.units for model in models.values()]
     axes = {"data": wanted.data, "fsdp": wanted.fsdp, "tensor": wanted.tensor}

@@ -58,7 +58,7 @@ class Store:
     def __init__(self, root: str | Path, leads: bool = True, told: Callable[[Callable[[], Any]], Any] = lambda ask: ask()):
         self.root, self.leads, self.told = Path(root), leads, told
         self._verified: set[Path] = set()
-        self._told: set[tuple[str, ...]] = set()
+        self._warned: set[tuple[str, ...]] = set()
 
     def key(self, stage: Stage) -> str:
         """SHA-256 (hex) of the stage's name, settings and inputs' hashes. ValueError for what JSON cannot hold, NaN too."""
@@ -87,8 +87,8 @@ class Store:
         """Warn, once for the same ones, of other versions of the packages than this stage was made with: it is used all the same."""
         made, now = _read_about(folder)["packages"], packages()
         others = tuple(f"{name} {version} (now {now[name]})" for name, version in made.items() if version != now.get(name, version))
-        if others and others not in self._told:
-            self._told.add(others)
+        if others and others not in self._warned:
+            self._warned.add(others)
             logging.getLogger(__name__).warning("%s and others are reused; they were made with %s", folder.name, ", ".join(others))
 
     def seconds(self, artifact: Artifact) -> float:

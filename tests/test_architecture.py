@@ -29,7 +29,7 @@ ARROWS = {
     "page": {"files", "types"},
     "report": {"files", "metrics", "page", "refine", "types"},
     "settings": {"tasks", "types"},
-    "roles": {"files", "models", "sharding", "tokenizer", "types"},
+    "roles": {"files", "hosts", "models", "sharding", "tokenizer", "types"},
     "stages": {
         "batches",
         "files",

@@ -162,7 +162,10 @@ def test_a_round_on_several_processes_is_that_of_one_and_goes_on_without_the_one
     four[3].kill()
     killed = time.monotonic()
     said = [ended(process)[1] for process in four]
-    told = {2: "error: process 0 lost the others (", -signal.SIGABRT: "another task died"}  # the second, where it waited for JAX's service
+    told = {
+        2: "error: process 0 lost the others, or failed itself (",
+        -signal.SIGABRT: "another task died",
+    }  # the second, where it waited for JAX's service
     assert told[four[0].returncode] in said[0] and time.monotonic() - killed < 2 * hosts.HEARTBEAT, said
     two = experiment(many, models, 2)
     said = [ended(process) for process in two]

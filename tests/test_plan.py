@@ -15,6 +15,7 @@ from ilr_jax.plan import __main__ as plan
 from ilr_jax.plan import chips, hlo
 
 ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # how ml_collections reads a config's file
 FLAGS = ["--config=configs/quickstart.py", "--prompt=64", "--answer=32", "--length=96"]
 
 
@@ -41,14 +42,33 @@ def test_a_loop_counts_as_often_as_it_runs(layers):
 
 TEXT = """HloModule jit_f
 %part (p: bf16[8,64]) -> bf16[64,64] {
+  %p = bf16[8,64]{1,0} parameter(0)
   ROOT %ag.1 = bf16[64,64]{1,0} all-gather(%p), channel_id=7, dimensions={0}
+}
+%inner (i: f32[9,16,16]) -> f32[1,16,16] {
+  %i = f32[9,16,16]{2,1,0} parameter(0)
+  %z = s32[] constant(0)
+  ROOT %ds = f32[1,16,16]{2,1,0} dynamic-slice(%i, %z), dynamic_slice_sizes={1,16,16}
+}
+%save (a: f32[9,16,16], b: f32[9,16,16]) -> f32[9,16,16] {
+  %a = f32[9,16,16]{2,1,0} parameter(0)
+  %b = f32[9,16,16]{2,1,0} parameter(1)
+  %c = f32[1,16,16]{2,1,0} fusion(%b), kind=kLoop, calls=%inner
+  %z.1 = s32[] constant(0)
+  ROOT %dus = f32[9,16,16]{2,1,0} dynamic-update-slice(%a, %c, %z.1)
 }
 %body (b: (s32[], bf16[8,64])) -> (s32[], bf16[8,64]) {
   %x = bf16[8,64]{1,0} get-tuple-element(%b), index=1
+  %k = f32[9,16,16]{2,1,0} get-tuple-element(%b), index=2
   %f.1 = bf16[64,64]{1,0} fusion(%x), kind=kCustom, calls=%part, backend_config={"estimated_cycles":"100"}
   %f.2 = bf16[64,64]{1,0:T(8,128)S(1)} fusion(%x), kind=kCustom, calls=%part, backend_config={"estimated_cycles":"20"}
+  %f.3 = f32[9,16,16]{2,1,0} fusion(%k, %k), kind=kLoop, calls=%save
+  %e = bf16[8,64]{1,0:T(8,128)S(1)} exponential(%x)
+  %cs = (bf16[8,64]{1,0:T(8,128)S(1)}, bf16[8,64]{1,0}, u32[]{:S(2)}) copy-start(%x)
   %s = (bf16[8,64]{1,0}, bf16[64,64]{1,0}, u32[]) all-gather-start(%x), channel_id=9
   %d = bf16[64,64]{1,0} all-gather-done(%s)
+  %ar = (f32[16]{0}, f32[32]{0}) all-reduce(%x, %x), channel_id=10
+  %rs = bf16[1,64]{1,0} reduce-scatter(%x), channel_id=11
   ROOT %t = (s32[], bf16[8,64]{1,0}) tuple(%x, %x)
 }
 %condition (c: (s32[], bf16[8,64])) -> pred[] {
@@ -63,10 +83,17 @@ ENTRY %main (a: (s32[], bf16[8,64])) -> (s32[], bf16[8,64]) {
 
 
 def test_what_the_tpu_compiler_writes_is_read():
-    """Two fusions that are parts of one collective, one that runs beside other work, on-chip memory that is not HBM; five times each."""
+    """All five times: a collective in two parts counts once, of stacks only what is sliced or updated, and on-chip memory is not HBM."""
     cost = hlo.read(TEXT)
-    whole, piece = 64 * 64 * 2, 8 * 64 * 2
-    assert cost.cycles == 5 * 120 and cost.collectives == {"all-gather": 5 * 2 * whole} and cost.moved == 5 * (whole + 2 * piece)
+    whole, piece, layer = 64 * 64 * 2, 8 * 64 * 2, 16 * 16 * 4
+    assert cost.cycles == 5 * 120
+    assert cost.collectives == {"all-gather": 5 * 2 * whole, "all-reduce": 5 * 48 * 4, "reduce-scatter": 5 * piece}
+    assert cost.moved == 5 * (2 * layer + piece + piece)  # f.3, e, cs
+
+
+def test_a_loop_of_unknown_length_is_an_error():
+    with pytest.raises(ValueError, match="wanted a loop whose condition holds a number"):
+        hlo.read(TEXT.replace("%n = s32[] constant(5)", "%n = s32[] parameter(0)"))
 
 
 def test_time_is_cycles_and_what_is_sent_and_on_a_gpu_nothing_beats_the_peak():
@@ -85,9 +112,14 @@ def test_every_program_of_an_experiment_is_planned_for_emulated_devices(tmp_path
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "plan.json").read_text())
     rows = {row["program"]: row for row in found["programs"]}
-    assert list(rows)[:3] == ["weak SFT", "evaluator's answers", "evaluator"] and list(rows)[-1] == "DPO" and len(rows) == 11
+    assert list(rows)[:3] == ["weak SFT", "weak labels, sample", "evaluator's answers"] and list(rows)[-1] == "DPO" and len(rows) == 13
     sft, folds = rows["SFT"], rows["2 fold models"]
-    assert sft["mesh"] == {"data": 4, "fsdp": 1, "tensor": 1} and folds["flops"] == 2 * sft["flops"] and "4 x h100" in done.stdout
+    assert (
+        sft["mesh"] == {"data": 4, "fsdp": 1, "tensor": 1}
+        and folds["flops"] == 2 * sft["flops"]
+        and "4 x h100" in done.stdout
+        and "at least" in done.stdout
+    )
     assert all(row["seconds"] > 0 and row["memory"] > row["arguments"] > 0 and not row["advice"] for row in rows.values())
     assert found["chip_hours"] == pytest.approx(sum(row["hours"] for row in rows.values()) * 4)
     assert sft["sent"] < 100 * folds["arguments"]  # adapters' gradients travel, the base does not
@@ -116,6 +148,50 @@ def test_what_does_not_fit_says_what_to_change():
     over = row | {"memory": 101 * 2**30}
     assert plan.advice(over, Named) == "needs 1.0 GiB more than a device has; its activations or cache take most: lower compute.slots"
     assert "raise sharding.fsdp" in plan.advice(over | {"arguments": 90 * 2**30}, Named)
+
+
+BAD = {
+    "--answer=0": "--answer: wanted at least 1, got 0",
+    "--prompt=90": "--length: wanted at least the 122 tokens of a sample, got 96",
+    "--config.compute.attention=cudnn": "compute.attention='cudnn': wanted 'gemm' or 'xla'",
+    "--only=nothing": "--only=nothing: wanted a part of a program's name",
+}
+
+
+@pytest.mark.parametrize("flag", BAD)
+def test_flags_that_cannot_be_are_one_message(flag, capsys, monkeypatch):
+    monkeypatch.setattr(plan, "_prepare", lambda *_: None)
+    assert plan.run([*FLAGS, "--topology=cpu:8", flag]) == 2
+    assert BAD[flag] in capsys.readouterr().err
+
+
+def test_each_fold_model_trains_on_all_other_folds():
+    from ilr_jax import main, roles
+    from ilr_jax.plan.programs import Load, Planned
+    from ilr_jax.stages import Bench
+    from ilr_jax.store import Store
+
+    config, _ = main.config_of(["--config=configs/quickstart.py", "--workdir=plan", "--config.folds=5", "--config.rounds=1"])
+    models = {role: roles.config_of(config[role].model) for role in ("weak", "evaluator", "strong")}
+    found = {p.stage: p.times for p in Planned(Bench(Store("plan"), config), models, Load(800, 400, 64, 32, 96), jax.devices()).programs()}
+    assert (
+        found["5 fold models"] == 20 * config.strong.epochs and found["SFT"] == 2 * 25 * config.strong.epochs
+    )  # batches of 16 of 320, of 400
+
+
+def test_a_program_that_the_tpu_compiler_refuses_is_a_row_with_what_it_wants():
+    """libtpu's words; the compiler itself is not asked here."""
+
+    class Refused:
+        stage, times, flops, field, beside, trains = "SFT", 1, 1.0, "compute.microbatches", 2**30, True
+
+        def lower(self):
+            raise RuntimeError(
+                "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 29.50G of 15.75G hbm. Exceeded hbm capacity"
+            )
+
+    row = plan._row(Refused(), chips.TPUS["v5e"], None, 1)
+    assert row["memory"] == 30.5 * 2**30 and "needs 14.8 GiB more" in row["advice"] and row["hours"] is None
 
 
 @pytest.mark.parametrize("text", ["v5e", "v5e:", "v9:2x2", "cpu:0", "v5e:2xq", "v5p:2x-2"])

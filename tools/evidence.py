@@ -101,11 +101,8 @@ def lines(name: str, rows: Sequence[Row]) -> Iterator[str]:
         card = cards.get(entry["series"], {})
         cells = [name, entry["method"], page.percent(entry["test_accuracy"]) + page.interval(entry["test_interval"])]
         cells += [points(entry["difference"]), points(ahead.get(entry["method"]))]
-        cells.append(
-            f"{page.percent(entry['label_accuracy_first'])} → {page.percent(entry['label_accuracy_last'])}"
-            if entry["method"] != "dpo"
-            else ""
-        )
+        first, last = entry["label_accuracy_first"], entry["label_accuracy_last"]
+        cells.append("" if last is None or entry["method"] == "dpo" else f"{page.percent(first)} → {page.percent(last)}")
         cells += [page.percent(entry["evaluator_accuracy"]), f"{sum(row['compared'] or 0 for row in mine) / seeds:,.0f}"]
         cells += [page.percent(card.get("precision")), page.percent(card.get("recall"))]
         cells += [

@@ -6,6 +6,7 @@ Example: python -m ilr_jax.plan --config=configs/gsm8k.py --topology=v5e:2x4 --c
 import argparse
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,14 @@ TOPOLOGY = (
     "this machine's CPU stands for"
 )
 COLUMNS = ("program", "runs", "memory", "of", "TFLOP", "GB moved", "GB sent", "ms", "MFU", "hours", "compiled in")
+NUMBERS = {
+    "examples": (7473, "training examples, half of them the supervisor's (those of GSM8K)"),
+    "tests": (1319, "test questions (those of GSM8K)"),
+    "prompt": (128, "tokens of a question"),
+    "answer": (128, "tokens of an answer"),
+    "length": (512, "tokens of a training row, into which samples are packed"),
+}
+TOO_LARGE = re.compile(r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm")  # libtpu's words for a program that does not fit
 TWICE = ("all-reduce",)  # a ring sends what it reduces out and back
 
 Row = dict[str, Any]
@@ -38,17 +47,23 @@ def run(argv: Sequence[str] | None = None) -> int:
         chip, shape = topology(options.topology)
         _prepare(chip, prod(shape))
         config, _ = main.config_of([*flags, "--workdir=plan"])
+        _check(options, config)
         rows = list(planned(config, chip, shape, options))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     chip_hours = sum(row["hours"] * prod(shape) for row in rows if row["hours"] is not None)
-    Console().print(table(rows, chip, prod(shape)))
+    if rows:
+        Console().print(table(rows, chip, prod(shape)))
+    if not rows:
+        print(f"error: --only={options.only}: wanted a part of a program's name, got none that has it", file=sys.stderr)
+        return 2
     for row in rows:
         if row["advice"]:
             print(f"{row['program']}: {row['advice']}")
     if chip is not None:
-        print(f"{chip_hours:,.1f} chip-hours on {options.topology}, loading, compiling and evaluation of SQL apart")
+        least = "" if chip.clock else "at least "  # where no compiler was asked
+        print(f"{least}{chip_hours:,.1f} chip-hours on {options.topology}, loading, compiling and work of the host apart")
     if options.json:
         text = json.dumps({"topology": options.topology, "chip_hours": chip_hours, "programs": rows}, indent=1)
         Path(options.json).write_text(text + "\n", encoding="utf-8")
@@ -59,14 +74,7 @@ def parser() -> argparse.ArgumentParser:
     """The plan's own arguments; all others are those of `ilr run`."""
     made = argparse.ArgumentParser("ilr_jax.plan", usage=USAGE, description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     made.add_argument("--topology", required=True, metavar="KIND:SHAPE", help=TOPOLOGY)
-    numbers = {
-        "examples": (7473, "training examples, half of them the supervisor's (those of GSM8K)"),
-        "tests": (1319, "test questions (those of GSM8K)"),
-        "prompt": (128, "tokens of a question"),
-        "answer": (128, "tokens of an answer"),
-        "length": (512, "tokens of a training row, into which samples are packed"),
-    }
-    for name, (value, what) in numbers.items():
+    for name, (value, what) in NUMBERS.items():
         made.add_argument(f"--{name}", type=int, default=value, metavar="N", help=f"{what}; default: %(default)s")
     made.add_argument("--only", default="", metavar="TEXT", help="only the programs whose name has TEXT in it")
     made.add_argument("--json", metavar="FILE", help="write all figures there too")
@@ -80,6 +88,16 @@ def topology(text: str) -> tuple[Chip | None, tuple[int, ...]]:
     if kind not in known or not sides.replace("x", "").isdigit() or not all(part and int(part) for part in sides.split("x")):
         raise ValueError(f"--topology={text}: wanted {TOPOLOGY}")
     return known[kind], tuple(int(part) for part in sides.split("x"))
+
+
+def _check(options: argparse.Namespace, config: Any) -> None:
+    faults = [f"--{name}: wanted at least 1, got {getattr(options, name)}" for name in NUMBERS if getattr(options, name) < 1]
+    if options.prompt + options.answer > options.length:
+        faults.append(f"--length: wanted at least the {options.prompt + options.answer} tokens of a sample, got {options.length}")
+    if config.compute.attention == "cudnn":
+        faults.append("compute.attention='cudnn': wanted 'gemm' or 'xla', which can be compiled without an NVIDIA GPU")
+    if faults:
+        raise ValueError("; ".join(faults))
 
 
 def _prepare(chip: Chip | None, count: int) -> None:
@@ -133,24 +151,35 @@ def planned(config: Any, chip: Chip | None, shape: tuple[int, ...], options: arg
 
 
 def _row(program: Any, chip: Chip | None, layout: Any, count: int) -> Row:
+    """The figures of one program; of one that the compiler refuses for want of memory, only what it wants."""
     begun = time.monotonic()
-    compiled = program.lower().compile()
+    head = {"program": program.stage, "runs": program.times, "flops": program.flops, "has": chip.memory if chip else None}
+    head["mesh"] = dict(layout.mesh.shape) if layout else {}
+    try:
+        compiled = program.lower().compile()
+    except Exception as error:  # JaxRuntimeError; looked at by its text, which is all it has
+        wants = TOO_LARGE.search(str(error))
+        if wants is None:
+            raise
+        memory = float(wants[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[wants[2]]
+        nothing = dict.fromkeys(("moved", "sent", "cycles", "collectives", "arguments", "temporaries", "seconds", "mfu", "hours"))
+        row = head | nothing | {"memory": memory + program.beside, "compile_seconds": time.monotonic() - begun}
+        return row | {"advice": advice(row, program)}
     took = time.monotonic() - begun
     stats, cost = compiled.memory_analysis(), hlo.read(compiled.as_text())
     memory = stats.argument_size_in_bytes + stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
     sent = 0.0 + sum(size * (2 if kind in TWICE else 1) for kind, size in cost.collectives.items())
     seconds = expected(chip, cost, sent, program.flops / count)
-    row = {"program": program.stage, "runs": program.times, "flops": program.flops, "moved": cost.moved, "sent": sent}
+    row = head | {"moved": cost.moved, "sent": sent}
     row |= {
         "cycles": cost.cycles,
         "collectives": cost.collectives,
         "arguments": stats.argument_size_in_bytes,
         "temporaries": stats.temp_size_in_bytes,
     }
-    row |= {"memory": memory, "has": chip.memory if chip else None, "seconds": seconds, "compile_seconds": took}
-    row["mfu"] = program.flops / (seconds * count * chip.peak) if chip and seconds and program.trains else None
+    row |= {"memory": memory + program.beside, "seconds": seconds, "compile_seconds": took}
+    row["mfu"] = program.flops / (seconds * count * chip.peak) if chip and chip.clock and seconds and program.trains else None
     row["hours"] = seconds * program.times / 3600 if seconds else None
-    row["mesh"] = dict(layout.mesh.shape) if layout else {}
     return row | {"advice": advice(row, program)}
 
 
@@ -173,7 +202,7 @@ def advice(row: Row, program: Any) -> str:
     if row["has"] is None or row["memory"] <= row["has"]:
         return ""
     over = f"needs {(row['memory'] - row['has']) / 2**30:.1f} GiB more than a device has"
-    if row["arguments"] > 0.6 * row["has"]:
+    if (row["arguments"] or 0) > 0.6 * row["has"]:
         return f"{over}; its weights and state take most: raise sharding.fsdp or sharding.tensor, or use more devices"
     less = {"compute.microbatches": "raise compute.microbatches, or set compute.remat=full if it is not"}
     return f"{over}; its activations or cache take most: {less.get(program.field, f'lower {program.field}')}"
@@ -188,7 +217,7 @@ def table(rows: Sequence[Row], chip: Chip | None, count: int) -> Table:
     show = lambda value, form: "" if value is None else format(value, form)
     for row in rows:
         giga = [f"{row['memory'] / 2**30:.1f}", show(row["has"] and row["has"] / 2**30, ".0f")]
-        work = [f"{row['flops'] / 1e12:,.1f}", f"{row['moved'] / 1e9:,.1f}", f"{row['sent'] / 1e9:,.2f}"]
+        work = [f"{row['flops'] / 1e12:,.1f}", *(show(row[name] and row[name] / 1e9, ",.1f") for name in ("moved", "sent"))]
         times = [show(row["seconds"] and row["seconds"] * 1e3, ",.0f"), show(row["mfu"], ".0%"), show(row["hours"], ",.2f")]
         made.add_row(row["program"], f"{row['runs']:,}", *giga, *work, *times, f"{row['compile_seconds']:.0f} s")
     return made

@@ -7,7 +7,7 @@ which knows compute and HBM but no links.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 
@@ -16,7 +16,8 @@ INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*
 HEAD = re.compile(r"^(?:ENTRY )?%([\w.\-]+) \(.*\{$")
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 CHANNEL = re.compile(r"channel_id=(\d+)")
-CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=\{?%?([\w.\-]+(?:, ?%[\w.\-]+)*)")
+TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+CALLED = re.compile(r"(?:calls|branch_computations|true_computation|false_computation|to_apply)=\{?%?([\w.\-]+(?:, ?%[\w.\-]+)*)")
 COLLECTIVES = (
     "all-gather",
     "all-reduce",
@@ -27,6 +28,8 @@ COLLECTIVES = (
     "ragged-all-to-all",
 )
 FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call", "after-all", "partition-id"}
+
+Bodies = dict[str, list[re.Match]]
 
 
 @dataclass
@@ -57,7 +60,7 @@ def sizes(text: str, hbm_only: bool = False) -> list[int]:
 
 def read(text: str) -> Cost:
     """The cost of the program whose `compiled.as_text()` this is."""
-    bodies: dict[str, list[re.Match]] = {}
+    bodies: Bodies = {}
     lines: list[re.Match] = []
     entry = ""
     for line in text.splitlines():
@@ -66,62 +69,118 @@ def read(text: str) -> Cost:
             entry = head[1] if line.startswith("ENTRY") else entry
         elif instruction := INSTRUCTION.match(line):
             lines.append(instruction)
-    return _cost(entry, bodies, {}, 1)
+    return _cost(entry, bodies, {})
 
 
-def _cost(name: str, bodies: dict[str, list[re.Match]], known: dict[tuple[str, int], Cost], trips: int) -> Cost:
-    """The cost of one computation, run once inside a loop of `trips`, whose stacked operands it reads a slice of."""
-    if (name, trips) in known:
-        return known[name, trips]
+def _cost(name: str, bodies: Bodies, known: dict[str, Cost]) -> Cost:
+    """The cost of one computation, run once."""
+    if name in known:
+        return known[name]
     total, shapes = Cost(), {line[1]: line[2] for line in bodies.get(name, ())}
     channels: dict[str, tuple[str, int]] = {}
     for line in bodies.get(name, ()):
-        _, shape, kind, rest = line.groups()
+        _, _, kind, rest = line.groups()
         if kind == "while":
-            body, condition = _named(rest, "body"), _named(rest, "condition")
-            count = _trips(condition, bodies)
-            total.add(_cost(body, bodies, known, count), count)
-            continue
-        if kind in ("call", "conditional"):
+            total.add(_cost(_named(rest, "body"), bodies, known), _trips(rest, bodies))
+        elif kind in ("call", "conditional"):
             for part in _called(rest):
-                total.add(_cost(part, bodies, known, trips))
-            continue
-        channels |= dict(_sent(line, bodies))
-        total.add(_own(shape, kind, rest, shapes, trips))
+                total.add(_cost(part, bodies, known))
+        else:
+            channels |= dict(_sent(line, bodies, shapes))
+            total.add(Cost(float(sum(map(int, CYCLES.findall(rest)))), float(_moved(line, bodies, shapes))))
     for sort, size in channels.values():
         total.add(Cost(collectives={sort: float(size)}))
-    known[name, trips] = total
+    known[name] = total
     return total
 
 
-def _sent(line: re.Match, bodies: dict[str, list[re.Match]]) -> Iterator[tuple[str, tuple[str, int]]]:
-    """(channel, (kind, bytes)) of an instruction that is a collective, or a fusion with some inside."""
+def _sent(line: re.Match, bodies: Bodies, shapes: Mapping[str, str]) -> Iterator[tuple[str, tuple[str, int]]]:
+    """(channel, (kind, bytes of the whole arrays)) of an instruction that is a collective, or a fusion with some inside."""
     name, shape, kind, rest = line.groups()
     base = kind.removesuffix("-start")
     if base in COLLECTIVES:
-        found = CHANNEL.search(rest)
-        yield found[1] if found else name, (base, max(sizes(shape), default=0))
+        found, given = CHANNEL.search(rest), sum(sum(sizes(shapes.get(operand, ""))) for operand in _operands(rest))
+        size = sum(n for n in sizes(shape) if n > 8) - (
+            given if kind.endswith("-start") and base != "all-reduce" else 0
+        )  # such a result holds the operands too
+        yield found[1] if found else name, (base, given if base == "reduce-scatter" else size)
     elif kind in ("fusion", "async-start", "custom-call"):
         for part in _called(rest):
+            inside = {inner[1]: inner[2] for inner in bodies.get(part, ())}
             for inner in bodies.get(part, ()):
-                yield from _sent(inner, bodies)
+                yield from _sent(inner, bodies, inside)
 
 
-def _own(shape: str, kind: str, rest: str, shapes: dict[str, str], trips: int) -> Cost:
-    """What one instruction takes by itself."""
-    cycles = float(sum(map(int, CYCLES.findall(rest))))
+def _moved(line: re.Match, bodies: Bodies, shapes: Mapping[str, str]) -> int:
+    """Bytes that one instruction reads from HBM and writes there: of what it slices, or updates in place, the slice only."""
+    _, shape, kind, rest = line.groups()
     if kind in FREE or kind.removesuffix("-start") in COLLECTIVES or kind.endswith("-done"):
-        return Cost(cycles)
-    operands = [shapes[name] for name in re.findall(r"%([\w.\-]+)", rest.partition("), ")[0]) if name in shapes]
-    moved = float(sum(sizes(shape, hbm_only=True)))
-    for operand in operands:
-        moved += sum(sizes(operand, hbm_only=True)) / (trips if trips > 1 and _leading(operand) == trips else 1)
-    return Cost(cycles, moved)
+        return 0
+    names, others = _operands(rest), _travelling(rest, bodies)
+    shape, shapes = others(shape), {name: others(shapes.get(name, "")) for name in names}
+    in_hbm = [sum(sizes(shapes.get(name, ""), hbm_only=True)) for name in names]
+    if kind.endswith("-start"):  # a copy beside other work: (destination, source, context)
+        to = SHAPE.search(shape)
+        return min(sizes(shape)[:2]) * (bool(sizes(to[0], hbm_only=True)) + bool(sum(in_hbm))) if to else 0
+    if kind == "dynamic-slice":
+        return 2 * sum(sizes(shape))
+    if kind == "dynamic-update-slice":
+        return 2 * sum(sizes(shapes.get(names[1], "")))
+    written = sum(sizes(shape, hbm_only=True))
+    for part in _called(rest) if kind == "fusion" else ():
+        slices, kept = _slices(part, bodies)
+        in_hbm = [min(size, slices.get(i, size)) for i, size in enumerate(in_hbm)]
+        written -= kept
+    return sum(in_hbm) + max(written, 0)
 
 
-def _leading(shape: str) -> int:
-    dims = next((dims for _, dims, _ in SHAPE.findall(shape)), "")
-    return int(dims.split(",")[0]) if dims else 0
+def _travelling(rest: str, bodies: Bodies) -> Callable[[str], str]:
+    """Takes out of a text of shapes the arrays of the collectives that a fusion does a part of: these are counted as sent."""
+    inside = [line for part in _called(rest) for line in bodies.get(part, ()) if line[3].removesuffix("-start") in COLLECTIVES]
+    known = {line[1]: line[2] for part in _called(rest) for line in bodies.get(part, ())}
+    texts = [line[2] for line in inside] + [known.get(name, "") for line in inside for name in _operands(line[4])]
+    gone = {(kind, dims) for text in texts for kind, dims, _ in SHAPE.findall(text)}
+    return lambda text: SHAPE.sub(lambda found: "" if (found[1], found[2]) in gone else found[0], text) if gone else text
+
+
+def _slices(name: str, bodies: Bodies) -> tuple[dict[int, int], int]:
+    """Of a fused computation: bytes touched of parameters that it only slices or updates in place; bytes of results left as they were."""
+    body = bodies.get(name, ())
+    shapes = {line[1]: line[2] for line in body}
+    alias = {line[1]: _operands(line[4])[0] for line in body if line[3] == "bitcast" and _operands(line[4])}
+    numbers = {line[1]: int(line[4].partition(")")[0]) for line in body if line[3] == "parameter"}
+
+    def parameter(name: str) -> int | None:
+        while name in alias:
+            name = alias[name]
+        return numbers.get(name)
+
+    touched: dict[int, int] = {}
+    whole: set[int] = set()
+    kept = 0
+    for line in body:
+        if line[3] in ("parameter", "bitcast"):
+            continue
+        operands = _operands(line[4])
+        parts: dict[int, int] = {}
+        if line[3] in ("dynamic-slice", "slice", "gather"):
+            parts = {0: sum(sizes(line[2]))}
+        elif line[3] == "dynamic-update-slice" and parameter(operands[0]) is not None:
+            parts = {0: 0}
+            kept += sum(sizes(line[2])) - sum(sizes(shapes.get(operands[1], "")))
+        elif line[3] == "fusion":
+            for part in _called(line[4]):
+                parts, more = _slices(part, bodies)
+                kept += more
+        for place, operand in enumerate(operands):
+            if (number := parameter(operand)) is not None:
+                touched[number] = touched.get(number, 0) + parts.get(place, 0)
+                whole |= set() if place in parts else {number}
+    return {number: size for number, size in touched.items() if number not in whole}, kept
+
+
+def _operands(rest: str) -> list[str]:
+    return re.findall(r"%([\w.\-]+)", rest.partition(")")[0])
 
 
 def _called(rest: str) -> list[str]:
@@ -133,7 +192,20 @@ def _named(rest: str, what: str) -> str:
     return found[1] if found else ""
 
 
-def _trips(condition: str, bodies: dict[str, list[re.Match]]) -> int:
-    """How often a loop runs: the largest whole number that its condition knows, which is a bound where it may stop earlier."""
-    numbers = [int(found[1]) for line in bodies.get(condition, ()) if (found := re.match(r"(\d+)\)", line[4])) and line[3] == "constant"]
-    return max(numbers, default=1)
+def _numbers(name: str, bodies: Bodies) -> Iterator[int]:
+    """The whole numbers that a computation knows, in what it calls too."""
+    for line in bodies.get(name, ()):
+        if line[3] == "constant" and (found := re.match(r"(\d+)\)", line[4])):
+            yield int(found[1])
+        for part in _called(line[4]):
+            yield from _numbers(part, bodies)
+
+
+def _trips(rest: str, bodies: Bodies) -> int:
+    """How often a loop runs: as the compiler says, or the largest number that its condition knows, a bound where it may stop earlier."""
+    if found := TRIPS.search(rest):
+        return int(found[1])
+    numbers = list(_numbers(_named(rest, "condition"), bodies))
+    if not numbers:
+        raise ValueError(f"wanted a loop whose condition holds a number, got while({rest[:60]}: this XLA writes it otherwise")
+    return max(numbers)

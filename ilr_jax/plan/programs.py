@@ -1,8 +1,10 @@
 """The programs of an experiment, with shapes in place of arrays: which there are, what each is compiled for, and how often it runs.
 
-They are the very functions that an experiment runs; here nothing has a value. Not here: what they cost (`hlo`) and what is said of it.
+They are the very functions that an experiment runs, for rows of one length; here nothing has a value. Not here: what they cost (`hlo`), and
+what is said of it.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,16 +55,16 @@ class Load:
 class Program:
     """One compiled program: `lower()` prepares it, it runs `times` times in all, and its matrix products take `flops` each time.
 
-    `field` is what to lower or raise in the config where it does not fit.
+    `field` is what to lower or raise in the config where it does not fit; `beside` are bytes of a device that its stage holds beside it.
     """
 
     stage: str
-    model: str
     lower: Callable[[], Any]
     times: int
     flops: float
     trains: bool
     field: str
+    beside: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,23 +81,33 @@ class Planned:
         return self.bench.layout
 
     def programs(self) -> Iterator[Program]:
-        """In the order of an experiment with ILR and DPO; what several stages share stands once, with all its runs."""
+        """Those of ILR, and of DPO where `method` names it, in their order; what several stages share stands once, with all its runs.
+
+        Left out, as they are small or like the ones that stand here: naive refinement, the evaluator's validation, the supervisor's own
+        test, and prefill of anything but proposals.
+        """
         c, load = self.bench.config, self.load
         known, labelled, rounds = load.examples // 2, -(-load.examples // 2), c.rounds
         epoch = lambda n, batch: -(-n // batch)
+        answers = {"beam": self._beam, "sample": self._sample}
+        dpo = "dpo" in c.method.split(",")
         yield self._sft("weak SFT", "weak", 1, epoch(known, c.sft.batch) * c.weak.epochs)
+        yield answers[c.decoding.labels](f"weak labels, {c.decoding.labels}", "weak", 1, labelled)
         yield self._sample("evaluator's answers", "weak", c.evaluator.checkpoints, known * c.evaluator.checkpoints)
         yield self._evaluator(epoch(2 * known, c.evaluator.batch) * c.evaluator.epochs)
         yield self._sft("SFT", "strong", 1, epoch(labelled, c.sft.batch) * c.strong.epochs * (rounds + 1))
-        yield self._sft(f"{c.folds} fold models", "strong", c.folds, epoch(-(-labelled // c.folds), c.sft.batch) * c.strong.epochs * rounds)
+        others = -(-labelled * (c.folds - 1) // c.folds)  # each fold's model sees the labels of all others
+        yield self._sft(f"{c.folds} fold models", "strong", c.folds, epoch(others, c.sft.batch) * c.strong.epochs * rounds)
         yield self._prefill("prefill of proposals", "strong", c.folds, labelled * rounds)
-        yield self._beam("proposals, beam search", "strong", c.folds, labelled * rounds)
-        yield self._score("comparisons", 2 * labelled * rounds)
-        yield self._beam("test, beam search", "strong", 1, load.tests * (rounds + 1))
-        if "dpo" in c.method.split(","):
-            pairs = labelled * (c.dpo.samples // 2)
+        yield answers[c.decoding.proposals](f"proposals, {c.decoding.proposals}", "strong", c.folds, labelled * rounds)
+        pairs = labelled * (c.dpo.samples // 2) * rounds
+        yield self._score("comparisons", 2 * (labelled * rounds + pairs * dpo))
+        yield self._beam("test, beam", "strong", 1, load.tests * (rounds + 1 + rounds * dpo))
+        if dpo:
+            chosen = int(pairs / rounds * c.dpo.share)
             yield self._sample("DPO's samples", "strong", 1, labelled * c.dpo.samples * rounds)
-            yield self._dpo(epoch(int(pairs * c.dpo.share), c.dpo.batch) * c.dpo.epochs * rounds)
+            yield self._reference("DPO's reference", 2 * chosen * rounds)
+            yield self._dpo(epoch(chosen, c.dpo.batch) * c.dpo.epochs * rounds)
 
     # Shapes, each placed on its devices.
 
@@ -143,7 +155,7 @@ class Planned:
         step: Any = steps.sft_step(self._setup(role, True), self.bench.optimizer(c[role]))
         lower = lambda: step.lower(self._state(tree, c[role]), self._params(role), self._rows(batch))
         work = float(flops.adapters(self.models[role], self.bench.lora) * rows * load.length)
-        return Program(stage, role, lower, times, work, True, "compute.microbatches")
+        return Program(stage, lower, times, work, True, "compute.microbatches")
 
     def _dpo(self, times: int) -> Program:
         c, load, role = self.bench.config, self.load, "strong"
@@ -155,7 +167,7 @@ class Planned:
         lower = lambda: step.lower(self._state({"adapters": self._adapters(role, 1)}, c.dpo), self._params(role), self._rows(batch))
         tokens = 2 * n * batch.chosen.rows.tokens.shape[1]
         return Program(
-            "DPO", role, lower, times, float(flops.adapters(self.models[role], self.bench.lora) * tokens), True, "compute.microbatches"
+            "DPO", lower, times, float(flops.adapters(self.models[role], self.bench.lora) * tokens), True, "compute.microbatches"
         )
 
     def _classifier(self) -> Any:
@@ -170,7 +182,8 @@ class Planned:
         step: Any = steps.evaluator_step(self._setup(role, False), self.bench.optimizer(c.evaluator))
         lower = lambda: step.lower(self._state(self._classifier(), c.evaluator), {}, self._rows(batch))
         work = float(flops.classifier(self.models[role]) * rows * batch.rows.tokens.shape[1])
-        return Program("evaluator", role, lower, times, work, True, "compute.microbatches")
+        best = sum(4 * math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(self._weights(self._classifier())))
+        return Program("evaluator", lower, times, work, True, "compute.microbatches", best)  # early stopping keeps the best weights
 
     # Scoring and decoding.
 
@@ -181,7 +194,16 @@ class Planned:
         run: Any = steps.class_probabilities(self._setup(role, False))
         lower = lambda: run.lower(self._weights(self._classifier()), {}, self._rows(batch))
         work = flops.classifier(self.models[role]) / flops.TRAINED * 2 * n * batch.rows.tokens.shape[1]
-        return Program(stage, role, lower, -(-requests // n), work, False, "compute.score_batch")
+        return Program(stage, lower, -(-requests // n), work, False, "compute.score_batch")
+
+    def _reference(self, stage: str, requests: int) -> Program:
+        c, load, role = self.bench.config, self.load, "strong"
+        n = self._multiple(c.compute.score_batch)
+        samples = [([0] * load.prompt, [0] * load.answer)] * n
+        batch = next(iter(batches.likelihoods(samples, n, 0, c.sft.max_length)))[1]
+        run: Any = steps.sequence_log_probs(self._setup(role, True))
+        lower = lambda: run.lower(self._weights({"adapters": self._adapters(role, 1)}), self._params(role), self._rows(batch))
+        return Program(stage, lower, -(-requests // n), self._forward(role, batch.rows.tokens.size), False, "compute.score_batch")
 
     def _compute(self, role: str) -> Compute:
         return Compute(self.models[role], self.bench.dtype, self.bench.config.compute.attention, self._layout)
@@ -213,7 +235,7 @@ class Planned:
         wanted = np.ones(k, np.int32)
         lower = lambda: rollout.advance.lower(compute, how.rule, (0,), how.chunk, weights, self._split(blank), wanted)
         chunks = -(-requests * load.answer // (n * how.chunk))
-        return Program(stage, role, lower, chunks, self._forward(role, n * how.chunk), False, "compute.slots")
+        return Program(stage, lower, chunks, self._forward(role, n * how.chunk), False, "compute.slots")
 
     def _beam(self, stage: str, role: str, k: int, requests: int) -> Program:
         c, load = self.bench.config, self.load
@@ -223,7 +245,7 @@ class Planned:
         wanted = np.ones(k, np.int32)
         lower = lambda: beam.advance.lower(compute, how, (0,), weights, self._split(blank), wanted)
         chunks = -(-requests * load.answer // (n * how.chunk))
-        return Program(stage, role, lower, chunks, self._forward(role, n * how.width * how.chunk), False, "compute.beam_batch")
+        return Program(stage, lower, chunks, self._forward(role, n * how.width * how.chunk), False, "compute.beam_batch")
 
     def _prefill(self, stage: str, role: str, k: int, requests: int) -> Program:
         c, load = self.bench.config, self.load
@@ -235,4 +257,4 @@ class Planned:
         entries = [np.zeros(rows, np.int32) for _ in range(6)]
         fill = Fill(prompt_rows([[0]] * rows, length, 0), *entries)
         lower = lambda: beam.admit.lower(compute, weights, self._split(blank), fill)
-        return Program(stage, role, lower, -(-requests // rows), self._forward(role, rows * length), False, "compute.beam_batch")
+        return Program(stage, lower, -(-requests // rows), self._forward(role, rows * length), False, "compute.beam_batch")
