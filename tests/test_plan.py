@@ -72,6 +72,7 @@ TEXT = """HloModule jit_f
   ROOT %t = (s32[], bf16[8,64]{1,0}) tuple(%x, %x)
 }
 %condition (c: (s32[], bf16[8,64])) -> pred[] {
+  %most = s32[] constant(2147483647)
   %n = s32[] constant(5)
   ROOT %lt = pred[] compare(%n, %n), direction=LT
 }

@@ -27,6 +27,7 @@ COLLECTIVES = (
     "collective-broadcast",
     "ragged-all-to-all",
 )
+MOST = 2**31 - 1  # what the least of int32 numbers is looked for from: no bound of a loop
 FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call", "after-all", "partition-id"}
 
 Bodies = dict[str, list[re.Match]]
@@ -205,7 +206,7 @@ def _trips(rest: str, bodies: Bodies) -> int:
     """How often a loop runs: as the compiler says, or the largest number that its condition knows, a bound where it may stop earlier."""
     if found := TRIPS.search(rest):
         return int(found[1])
-    numbers = list(_numbers(_named(rest, "condition"), bodies))
+    numbers = [n for n in _numbers(_named(rest, "condition"), bodies) if n < MOST]
     if not numbers:
         raise ValueError(f"wanted a loop whose condition holds a number, got while({rest[:60]}: this XLA writes it otherwise")
     return max(numbers)
