@@ -216,8 +216,8 @@ def test_ilr_run_returns_the_code(monkeypatch):
     assert cli.main(["run"]) == 2
 
 
-@pytest.mark.parametrize(("code", "ends"), ((0, "exit"), (2, "exit"), (130, "_exit"), (143, "_exit")))
-def test_an_interrupted_process_ends_on_the_spot(monkeypatch, code, ends):
+@pytest.mark.parametrize(("code", "ends"), ((0, "exit"), (2, "_exit"), (130, "_exit"), (143, "_exit")))
+def test_a_process_that_failed_or_was_interrupted_ends_on_the_spot(monkeypatch, code, ends):
     """While XLA compiles on threads of its own, the ordinary way out crashes."""
 
     class Ended(BaseException):
