@@ -35,7 +35,7 @@ def optimise(bench: Bench, model: Model, policy: Artifact, chosen: Sequence[Pair
     def build(folder: Path) -> Mapping[str, Any]:
         """Train on from the policy."""
         start = load_adapters(bench, model, Path(policy.folder) / ADAPTERS, 1)
-        setup, pad = bench.setup(model, bench.lora), model.tokenizer.pad
+        setup, pad = bench.setup(model.config, bench.lora), model.tokenizer.pad
         sides = [tokenised(model, [(p.prompt, getattr(p, side)) for p in chosen]) for side in SIDES]
         data = [Preference(*row) for row in zip(*sides, *reference, strict=True)]
         epochs = Epochs((len(data),), section.batch, section.epochs, bench.config.seed)
@@ -61,7 +61,7 @@ def _reference(bench: Bench, model: Model, policy: Artifact, chosen: Sequence[Pa
         """Score both answers of every pair."""
         tree = load_adapters(bench, model, Path(policy.folder) / ADAPTERS, 1) if kind == "previous" else {}
         samples = [row for side in SIDES for row in tokenised(model, [(p.prompt, getattr(p, side)) for p in chosen])]
-        out, run = np.empty(len(samples)), steps.sequence_log_probs(bench.setup(model, bench.lora))
+        out, run = np.empty(len(samples)), steps.sequence_log_probs(bench.setup(model.config, bench.lora))
         with Progress("dpo reference", len(samples), "answers") as progress:
             for taken, batch in batches.likelihoods(samples, bench.rows(bench.config.compute.score_batch), model.tokenizer.pad, limit):
                 out[taken] = hosts.fetched(run(tree, model.params, sharding.put_rows(bench.layout, batch)))[: len(taken)]

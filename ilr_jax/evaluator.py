@@ -46,7 +46,7 @@ def train(bench: Bench, model: Model, train: Comparisons, held_out: Comparisons)
         classifier = sharding.put_weights(bench.layout, initial(model.params, bench.random_key()))
         start = state.init(classifier, optimizer, epochs.totals, layout=bench.layout)
         model.release()  # all weights train in a copy of their own
-        setup = bench.setup(model)
+        setup = bench.setup(model.config)
         held = [sharding.put_rows(bench.layout, batch) for _, batch in batches.scoring(checks, size, pad)]
         evaluate = partial(_class_metrics, steps.class_evaluation(setup), held)
         done = fit(
@@ -96,7 +96,7 @@ def score_fn(bench: Bench, model: Model, evaluator: Artifact) -> Callable[[Seque
     """The evaluator as a function: for each (question, A, B) the probability that the holder of A accepts to change to B."""
     like = jax.eval_shape(initial, decoder.abstract(model.config), jax.random.key(0))
     trained = checkpoint.load_tree(Path(evaluator.folder) / CLASSIFIER, like, bench.layout)
-    probabilities = steps.class_probabilities(bench.setup(model))
+    probabilities = steps.class_probabilities(bench.setup(model.config))
 
     def score(requests: Sequence[Request3]) -> Float[np.ndarray, " n"]:
         out = np.full(len(requests), np.nan)

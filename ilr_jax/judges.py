@@ -33,7 +33,7 @@ def check(bench: Bench, model: Model, pairs: Sequence[tuple[str, str]]) -> None:
 def score_fn(bench: Bench, model: Model) -> ScoreFn:
     """[(prompt, a, b)] -> p(B) / (p(A) + p(B)) of the token that the model would write next."""
     letters = model.tokenizer.letters(LETTERS)
-    log_probs = steps.token_log_probs(bench.setup(model))
+    log_probs = steps.token_log_probs(bench.setup(model.config))
 
     def score(requests: Sequence[Request3]) -> Float[np.ndarray, " n"]:
         asked = model.tokenizer.judgements([text(*request, bench.config.seed) for request in requests])

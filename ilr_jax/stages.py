@@ -64,10 +64,13 @@ class Bench:
         wanted = self.config.compute.dtype
         return wanted if wanted != "auto" else "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
-    def rows(self, count: int) -> int:
-        """`count` rows of a batch, rounded up to what divides evenly over devices and microbatches."""
-        multiple = self.config.compute.microbatches * sharding.row_multiple(self.layout)
+    def rows(self, count: int, groups: int = 1) -> int:
+        """`count` rows of each of `groups` adapters, rounded up to what divides evenly over devices and microbatches."""
+        multiple = self._multiple(groups)
         return -(-count // multiple) * multiple
+
+    def _multiple(self, groups: int) -> int:
+        return self.config.compute.microbatches * sharding.row_multiple(self.layout, groups)
 
     def check(self, models: Sequence[ModelConfig]) -> None:
         """Raise ValueError for adapters or attention that cannot be: cuDNN needs an NVIDIA GPU, bfloat16 and no wide heads.
@@ -88,11 +91,11 @@ class Bench:
                 "use 'gemm' or 'xla'"
             )
 
-    def setup(self, model: Model, lora: Lora | None = None) -> Setup:
-        """What the training steps of `model` are compiled for."""
+    def setup(self, model: ModelConfig, lora: Lora | None = None) -> Setup:
+        """What the training steps of a model are compiled for."""
         c = self.config.compute
         how = {"attention": c.attention, "remat": c.remat, "microbatches": c.microbatches, "layout": self.layout}
-        return Setup(model.config, lora, self.dtype, **how)
+        return Setup(model, lora, self.dtype, **how)
 
     def optimizer(self, section: Config) -> OptimizerConfig:
         """The optimiser of a role (`weak`, `strong`, `evaluator`, `dpo`)."""
@@ -100,8 +103,7 @@ class Bench:
 
     def packing(self, model: Model, adapters: int = 1) -> Packing:
         """How training rows of `model` are laid out, for each of its `adapters`."""
-        multiple = self.config.compute.microbatches * sharding.row_multiple(self.layout, adapters)
-        return Packing(lora.even_length(model.config), multiple)
+        return Packing(lora.even_length(model.config), self._multiple(adapters))
 
     def random_key(self) -> jax.Array:
         """The key of the config's seed."""
@@ -150,7 +152,7 @@ def fine_tune(
         at = batches.sft(data, epochs, model.tokenizer.pad, c.normalize, c.max_length, bench.packing(model, len(data)))
         adapters = lora.init(model.config, bench.lora, jax.random.split(bench.random_key(), len(data)))
         start = state.init(sharding.put_weights(bench.layout, {"adapters": adapters}), optimizer, epochs.totals, layout=bench.layout)
-        step = steps.sft_step(bench.setup(model, bench.lora), optimizer)
+        step = steps.sft_step(bench.setup(model.config, bench.lora), optimizer)
         keep = partial(_keep_snapshot, folder / "resume")
         done = fit(bench, name, folder, step, start, model.params, at, epochs.steps, snapshots=snapshots, on_snapshot=keep)
         checkpoint.save_tree(folder / ADAPTERS, done.state.trainable)

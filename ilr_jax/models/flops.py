@@ -9,17 +9,21 @@ from ilr_jax.models import lora
 from ilr_jax.models.config import ModelConfig
 from ilr_jax.models.lora import Lora
 
-FROZEN, TRAINED = 4, 6  # operations per weight and token, forward and backward
+FORWARD, FROZEN, TRAINED = 2, 4, 6  # operations per weight and token: forward alone, and with backward
+
+
+def layers(config: ModelConfig) -> int:
+    """How many weights of all layers a token is multiplied with."""
+    return config.num_layers * sum(i * o for i, o in lora.sizes(config).values())
 
 
 def adapters(config: ModelConfig, shape: Lora) -> int:
     """Per token, of a step that trains adapters over the frozen base."""
-    sizes = lora.sizes(config)
-    frozen = config.num_layers * sum(i * o for i, o in sizes.values()) + config.hidden_size * config.vocab_size
+    sizes, frozen = lora.sizes(config), layers(config) + config.hidden_size * config.vocab_size
     added = config.num_layers * sum(shape.rank * sum(sizes[name]) for name in shape.modules)
     return FROZEN * frozen + TRAINED * added
 
 
 def classifier(config: ModelConfig) -> int:
     """Per token, of a step that trains all weights of an evaluator; its two classes cost nothing beside them."""
-    return TRAINED * config.num_layers * sum(i * o for i, o in lora.sizes(config).values())
+    return TRAINED * layers(config)

@@ -52,12 +52,11 @@ def run(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    chip_hours = sum(row["hours"] * prod(shape) for row in rows if row["hours"] is not None)
-    if rows:
-        Console().print(table(rows, chip, prod(shape)))
     if not rows:
         print(f"error: --only={options.only}: wanted a part of a program's name, got none that has it", file=sys.stderr)
         return 2
+    chip_hours = sum(row["hours"] * prod(shape) for row in rows if row["hours"] is not None)
+    Console().print(table(rows, chip, prod(shape)))
     for row in rows:
         if row["advice"]:
             print(f"{row['program']}: {row['advice']}")

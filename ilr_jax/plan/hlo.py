@@ -101,10 +101,10 @@ def _sent(line: re.Match, bodies: Bodies, shapes: Mapping[str, str]) -> Iterator
     base = kind.removesuffix("-start")
     if base in COLLECTIVES:
         found, given = CHANNEL.search(rest), sum(sum(sizes(shapes.get(operand, ""))) for operand in _operands(rest))
-        size = sum(n for n in sizes(shape) if n > 8) - (
-            given if kind.endswith("-start") and base != "all-reduce" else 0
-        )  # such a result holds the operands too
-        yield found[1] if found else name, (base, given if base == "reduce-scatter" else size)
+        size = given if base == "reduce-scatter" else sum(n for n in sizes(shape) if n > 8)  # less is the context of what runs beside
+        if kind.endswith("-start") and base not in ("all-reduce", "reduce-scatter"):
+            size -= given  # the result of these holds the operands too
+        yield found[1] if found else name, (base, size)
     elif kind in ("fusion", "async-start", "custom-call"):
         for part in _called(rest):
             inside = {inner[1]: inner[2] for inner in bodies.get(part, ())}

@@ -18,6 +18,7 @@ from ilr_jax.models import decoder, flops, lora
 from ilr_jax.models.config import ModelConfig
 from ilr_jax.sample import beam, rollout, slots
 from ilr_jax.sample.beam import BeamSettings
+from ilr_jax.sample.engine import PREFILLS
 from ilr_jax.sample.requests import prompt_rows
 from ilr_jax.sample.rollout import SamplingSettings
 from ilr_jax.sample.slots import Compute, Fill
@@ -131,23 +132,17 @@ class Planned:
         return jax.eval_shape(lambda: lora.init(self.models[role], self.bench.lora, jax.random.split(jax.random.key(0), k)))
 
     def _setup(self, role: str, adapters: bool) -> steps.Setup:
-        c = self.bench.config.compute
-        how = {"attention": c.attention, "remat": c.remat, "microbatches": c.microbatches, "layout": self._layout}
-        return steps.Setup(self.models[role], self.bench.lora if adapters else None, self.bench.dtype, **how)
+        return self.bench.setup(self.models[role], self.bench.lora if adapters else None)
 
     def _state(self, trainable: Any, section: Any) -> Any:
         k = jax.tree.leaves(trainable)[0].shape[0]
         return self._weights(jax.eval_shape(lambda tree: state.init(tree, self.bench.optimizer(section), [1] * k), trainable))
 
-    def _multiple(self, n: int, groups: int = 1) -> int:
-        multiple = self.bench.config.compute.microbatches * sharding.row_multiple(self._layout, groups)
-        return -(-n // multiple) * multiple
-
     # Training.
 
     def _sft(self, stage: str, role: str, k: int, times: int) -> Program:
         c, load = self.bench.config, self.load
-        rows = k * self._multiple(load.rows(c.sft.batch, load.sample), k)
+        rows = k * self.bench.rows(load.rows(c.sft.batch, load.sample), k)
         per_row = max(load.length // load.sample, 1)
         sample = [0] * (min(load.length, load.sample) - load.answer), [0] * load.answer
         batch = batches.documents([[sample] * per_row] * rows, 0, "sequence", load.length, batches.bucket(per_row * load.answer))
@@ -159,7 +154,7 @@ class Planned:
 
     def _dpo(self, times: int) -> Program:
         c, load, role = self.bench.config, self.load, "strong"
-        n = self._multiple(c.dpo.batch)
+        n = self.bench.rows(c.dpo.batch)
         side = [0] * load.prompt, [0] * load.answer
         pairs = [Preference(side, side, 0.0, 0.0)] * n
         batch = batches.preferences(pairs, Epochs((n,), n, 1, 0), 0, c.sft.max_length, n)(0)
@@ -175,7 +170,7 @@ class Planned:
 
     def _evaluator(self, times: int) -> Program:
         c, load, role = self.bench.config, self.load, "evaluator"
-        rows = self._multiple(load.rows(c.evaluator.batch, load.comparison))
+        rows = self.bench.rows(load.rows(c.evaluator.batch, load.comparison))
         length = max(load.length, load.comparison)
         data = [([0] * length, 0)] * rows
         batch = batches.classes(data, Epochs((rows,), rows, 1, 0), 0, batches.Packing())(0)
@@ -189,16 +184,16 @@ class Planned:
 
     def _score(self, stage: str, requests: int) -> Program:
         load, role = self.load, "evaluator"
-        n = self._multiple(self.bench.config.compute.score_batch)
+        n = self.bench.rows(self.bench.config.compute.score_batch)
         batch = next(iter(batches.scoring([([0] * load.comparison, 0)] * n, n, 0)))[1]
         run: Any = steps.class_probabilities(self._setup(role, False))
         lower = lambda: run.lower(self._weights(self._classifier()), {}, self._rows(batch))
-        work = flops.classifier(self.models[role]) / flops.TRAINED * 2 * n * batch.rows.tokens.shape[1]
+        work = float(flops.FORWARD * flops.layers(self.models[role]) * batch.rows.tokens.size)
         return Program(stage, lower, -(-requests // n), work, False, "compute.score_batch")
 
     def _reference(self, stage: str, requests: int) -> Program:
         c, load, role = self.bench.config, self.load, "strong"
-        n = self._multiple(c.compute.score_batch)
+        n = self.bench.rows(c.compute.score_batch)
         samples = [([0] * load.prompt, [0] * load.answer)] * n
         batch = next(iter(batches.likelihoods(samples, n, 0, c.sft.max_length)))[1]
         run: Any = steps.sequence_log_probs(self._setup(role, True))
@@ -225,7 +220,7 @@ class Planned:
     def _forward(self, role: str, tokens: int) -> float:
         """FLOPs of reading or writing so many tokens."""
         config = self.models[role]
-        return 2.0 * tokens * (flops.classifier(config) / flops.TRAINED + config.hidden_size * config.vocab_size)
+        return float(flops.FORWARD * tokens * (flops.layers(config) + config.hidden_size * config.vocab_size))
 
     def _sample(self, stage: str, role: str, k: int, requests: int) -> Program:
         c, load = self.bench.config, self.load
@@ -253,7 +248,7 @@ class Planned:
         how = BeamSettings(c.decoding.max_new_tokens, c.decoding.beams, c.decoding.length_rule)
         length = batches.bucket(load.prompt)
         blank = jax.eval_shape(lambda: beam.blank(compute, how, n, length))
-        rows = max(1, n // k // 8) * k
+        rows = max(1, n // k // PREFILLS) * k
         entries = [np.zeros(rows, np.int32) for _ in range(6)]
         fill = Fill(prompt_rows([[0]] * rows, length, 0), *entries)
         lower = lambda: beam.admit.lower(compute, weights, self._split(blank), fill)

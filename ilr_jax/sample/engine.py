@@ -18,6 +18,8 @@ from ilr_jax.sample.requests import Completion, Request, by_adapter, padded, pro
 from ilr_jax.sample.slots import NEVER, Fill, Result
 from ilr_jax.sharding import Layout, row_multiple
 
+PREFILLS = 8  # batches of prompts that fill a group's slots
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -44,7 +46,9 @@ class Engine:
         self.machine, self.requests, self.context, self.pad = machine, requests, context, pad
         self.queues = [deque(queue) for queue in by_adapter(requests, adapters)]
         self.group = self._group_size()
-        self.batch = max(1, self.group // machine.copies // 8)  # prompts of a group per prefill: few enough that freed slots wait little
+        self.batch = max(
+            1, self.group // machine.copies // PREFILLS
+        )  # prompts of a group per prefill: few enough that freed slots wait little
         self.owners: list[tuple[int, int] | None] = [None] * (self.group * adapters)
         self.found: list[list[Completion | None]] = [[None] * machine.copies for _ in requests]
         self.length = 0
