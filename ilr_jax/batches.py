@@ -6,13 +6,13 @@ adapter) the rows of data set k are the k-th group of the batch; one that is use
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
 
 import numpy as np
 
-from ilr_jax.types import Batch, ClassBatch, PairBatch, Rows
+from ilr_jax.types import BRANCH, Batch, ClassBatch, PairBatch, Rows
 
 Normalize = Literal["sequence", "token"]
 Sample = tuple[list[int], list[int]]  # prompt ids, answer ids with EOS
@@ -226,25 +226,43 @@ def options(prompts: Sequence[Sequence[int]], ids: Sequence[int], batch: int, pa
         yield taken, Batch(rows, np.repeat(last[:, None], len(ids), 1), targets, np.ones(shape, np.float32), np.ones(len(kept), np.float32))
 
 
-def take(batch: Batch, part: slice) -> Batch:
-    """Some rows of a batch."""
-    rows = Rows(batch.rows.tokens[part], batch.rows.positions[part], batch.rows.segments[part])
-    return Batch(rows, batch.places[part], batch.targets[part], batch.weights[part], batch.units[part])
+def _pair(preference: Preference, max_length: int) -> Preference | None:
+    """The preference within `max_length` tokens a side; None where nothing is left of an answer."""
+    sides = [_cut(side, max_length) for side in (preference.chosen, preference.rejected)]
+    return replace(preference, chosen=sides[0], rejected=sides[1]) if all(answer for _, answer in sides) else None
 
 
-def preferences(data: Sequence[Preference], epochs: Epochs, pad: int, max_length: int, rows: int) -> Callable[[int], PairBatch]:
-    """The DPO batch of every step, filled up to `rows` pairs with ones that count nothing."""
-    blank = Preference(([], []), ([], []), 0.0, 0.0)
+def _parts(preference: Preference) -> list[list[int]]:
+    return [preference.chosen[0], preference.chosen[1], preference.rejected[1]]
 
-    def at(step: int) -> PairBatch:
-        """The pairs of this step, both sides in one shape."""
-        group = _filled([[data[i] for i in epochs.at(step)[0]]], rows, blank)
-        chosen, rejected = ([getattr(p, side) for p in group] for side in ("chosen", "rejected"))
-        both = completions(chosen + rejected, pad, "token", max_length)
-        n = len(group)
-        halves = (take(both, slice(n)), take(both, slice(n, None)))
-        reference = [np.array([getattr(p, f"reference_{side}") for p in group], np.float32) for side in ("chosen", "rejected")]
-        whole = (halves[0].units > 0) & (halves[1].units > 0)  # a pair counts only if something is left of both answers
-        return PairBatch(*halves, reference[0], reference[1], whole.astype(np.float32))
 
-    return at
+def pair_rows(rows: Sequence[Sequence[Preference]], pad: int, length: int, width: int, most: int) -> PairBatch:
+    """Rows of `length` tokens with room for `width` predictions of up to `most` preferences; both answers branch off their prompt."""
+    laid, starts = rows_of([[sum(_parts(pair), []) for pair in row] for row in rows], pad, length)
+    places, targets, answers = (np.full((len(rows), width), blank, np.int32) for blank in (0, 0, -1))
+    reference, weight = np.zeros((len(rows), most, 2), np.float32), np.zeros((len(rows), most), np.float32)
+    for i, row in enumerate(rows):
+        used = 0
+        for m, (start, pair) in enumerate(zip(starts[i], row, strict=True)):
+            reference[i, m], weight[i, m] = (pair.reference_chosen, pair.reference_rejected), 1
+            asked, begin = len(pair.chosen[0]), start + len(pair.chosen[0])
+            for side, answer in enumerate(_parts(pair)[1:]):
+                here, these = slice(begin, begin + len(answer)), slice(used, used + len(answer))
+                laid.segments[i, here] += (side + 1) * BRANCH
+                laid.positions[i, here] = asked + np.arange(len(answer))
+                places[i, these] = [start + asked - 1, *range(begin, begin + len(answer) - 1)]
+                targets[i, these], answers[i, these] = answer, 2 * m + side
+                begin, used = here.stop, these.stop
+    return PairBatch(laid, places, targets, answers, reference, weight)
+
+
+def preferences(data: Sequence[Preference], epochs: Epochs, pad: int, max_length: int, packing: Packing) -> Callable[[int], PairBatch]:
+    """The DPO batch of every step, packed as in `sft`."""
+    kept = [_pair(preference, max_length) for preference in data]
+    steps = [[pair for i in epochs.at(step)[0] if (pair := kept[i]) is not None] for step in range(epochs.steps)]
+    plan, length, count = _plan([[sum(map(len, _parts(pair))) for pair in taken] for taken in steps], packing)
+    packed = [[[taken[j] for j in row] for row in rows] for taken, rows in zip(steps, plan, strict=True)]
+    answered = lambda row: sum(len(answer) for pair in row for answer in _parts(pair)[1:])
+    laid = [row for rows in packed for row in rows]
+    width, most = bucket(max(map(answered, laid), default=1)), max(map(len, laid), default=1)
+    return lambda step: pair_rows(_filled([packed[step]], count, []), pad, length, width, most)

@@ -112,11 +112,14 @@ class Decision:
     threshold: float | None = None
 
 
+BRANCH = 2**16
+
+
 class Rows(NamedTuple):
     """Token rows as the decoder reads them; padding may stand anywhere.
 
-    `segments` is 0 at padding and 1, 2, ... for the documents of a row; a token attends within its segment only.
-    `positions` counts from 0 within a segment.
+    `segments` is 0 at padding and 1, 2, ... for the documents of a row; a token attends within its segment only. s + i * BRANCH is branch
+    i of segment s, which goes on from there: it sees s and itself, but no other branch. `positions` counts from 0 within a segment.
     """
 
     tokens: Int[Any, "N T"]
@@ -141,16 +144,19 @@ class Batch(NamedTuple):
 
 
 class PairBatch(NamedTuple):
-    """Preferences for DPO: row n of `chosen` and of `rejected` answer the same prompt.
+    """Rows of up to M preferences for DPO, each a prompt and two answers as its branches: the prompt is computed once for both.
 
-    The reference's summed log-probabilities are computed once, before training, and travel with the batch.
+    Predictions are as in `Batch`. Prediction c belongs to answer `answers[n, c]` of the row, which is 2 m for the chosen and 2 m + 1 for
+    the rejected answer to prompt m; -1: to none. `reference` are the reference's summed log-probabilities of both, computed once, before
+    training. Weight 0: no preference.
     """
 
-    chosen: Batch
-    rejected: Batch
-    reference_chosen: Float[Any, " N"]
-    reference_rejected: Float[Any, " N"]
-    weight: Float[Any, " N"]
+    rows: Rows
+    places: Int[Any, "N C"]
+    targets: Int[Any, "N C"]
+    answers: Int[Any, "N C"]
+    reference: Float[Any, "N M 2"]
+    weight: Float[Any, "N M"]
 
 
 class ClassBatch(NamedTuple):

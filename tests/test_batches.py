@@ -1,10 +1,12 @@
 """Batches of every kind: what is predicted where, what fills up, and which samples a step takes."""
 
+import chex
 import numpy as np
 import pytest
 
 from ilr_jax import batches
 from ilr_jax.batches import Epochs, Packing
+from ilr_jax.types import BRANCH
 
 SAMPLES = [([5, 6, 7], [8, 9, 2]), ([5], [4, 2])]
 
@@ -57,8 +59,8 @@ def test_no_max_length_cuts_nothing(unlimited):
 def test_a_pair_of_which_one_answer_is_cut_away_has_no_weight(longer):
     sides = {"chosen": SAMPLES[1], "rejected": SAMPLES[1]} | {longer: ([7] * 9, [8, 2])}
     data = [batches.Preference(**sides, reference_chosen=-1.0, reference_rejected=-2.0)]
-    assert batches.preferences(data, Epochs((1,), 2, 1, 0), 0, 64, 2)(0).weight.tolist() == [1, 0]
-    assert batches.preferences(data, Epochs((1,), 2, 1, 0), 0, 9, 2)(0).weight.tolist() == [0, 0]
+    for max_length, wanted in ((64, 1), (9, 0)):
+        assert batches.preferences(data, Epochs((1,), 2, 1, 0), 0, max_length, Packing())(0).weight.sum() == wanted
 
 
 def test_epochs_visit_everything_once_per_epoch_and_stop_each_set_on_its_own():
@@ -155,9 +157,28 @@ def test_comparisons_are_packed_once_an_epoch_in_one_shape():
         assert sorted(found) == sorted(data)
 
 
-def test_preferences_keep_both_sides_in_one_shape():
-    data = [batches.Preference(SAMPLES[0], SAMPLES[1], -1.0, -2.0)]
-    batch = batches.preferences(data, Epochs((1,), 2, 1, 0), 0, 64, 2)(0)
-    assert batch.chosen.rows.tokens.shape == batch.rejected.rows.tokens.shape == (2, 32)
-    assert batch.weight.tolist() == [1, 0] and batch.reference_rejected.tolist() == [-2, 0]
-    assert batch.chosen.targets[0, :3].tolist() == [8, 9, 2] and batch.rejected.targets[0, :2].tolist() == [4, 2]
+def test_preferences_share_their_prompt_and_are_packed():
+    """Both answers are found where the rows say, go on from their prompt's positions, and are predicted from its last token on."""
+    rng = np.random.default_rng(0)
+    ids = lambda low, high: rng.integers(3, 99, rng.integers(low, high)).tolist()
+    data = []
+    for i in range(9):
+        prompt = ids(3, 20)
+        data.append(batches.Preference((prompt, ids(1, 20)), (prompt, ids(1, 20)), -1.0 - i, -2.0 - i))
+    at, found = batches.preferences(data, Epochs((9,), 4, 1, 0), 0, 0, Packing()), []
+    chex.assert_trees_all_equal_shapes(*map(at, range(3)))
+    for batch in map(at, range(3)):
+        rows = batch.rows
+        for n, m in zip(*np.nonzero(batch.weight), strict=True):
+            root = rows.segments[n] == m + 1
+            prompt, sides = rows.tokens[n, root].tolist(), []
+            for side in (0, 1):
+                own = rows.segments[n] == m + 1 + (side + 1) * BRANCH
+                assert rows.positions[n, own].tolist() == list(range(len(prompt), len(prompt) + own.sum()))
+                mine = batch.answers[n] == 2 * m + side
+                assert batch.targets[n, mine].tolist() == rows.tokens[n, own].tolist()
+                assert batch.places[n, mine].tolist() == [np.flatnonzero(root)[-1], *np.flatnonzero(own)[:-1]]
+                sides.append((prompt, rows.tokens[n, own].tolist()))
+            found.append(batches.Preference(*sides, *batch.reference[n, m].tolist()))
+    assert sorted(found, key=lambda p: p.reference_chosen) == sorted(data, key=lambda p: p.reference_chosen)
+    assert at(0).rows.tokens.shape[0] < 4  # packed

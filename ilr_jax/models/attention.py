@@ -1,7 +1,7 @@
 """Attention over one or several parts of keys, behind one function with a choice of implementation.
 
 Not here: projections and RoPE (`layers`), where keys are kept (`cache`). Who sees whom is data: a query at (position p, segment s) sees
-the keys of segment s at positions p - window < q <= p.
+the keys of segment s, and of the one that s branches from, at positions p - window < q <= p.
 """
 
 from functools import reduce
@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ilr_jax.models.cache import KeyValues, Part
+from ilr_jax.models.products import product
+from ilr_jax.types import BRANCH
 
 Implementation = Literal["gemm", "xla", "cudnn"]
 # Four blocks take a quarter less time than one for rows of 480 on a CPU, more blocks no less; short rows stay whole.
@@ -21,8 +23,8 @@ BLOCKS, MIN_BLOCK = 4, 64
 def visible(positions: Int[Array, "N T"], segments: Int[Array, "N T"], keys: KeyValues | Part, window: int | None) -> Bool[Array, "G R S"]:
     """Which keys each query sees; the R = N * T / G queries of the rows that share keys lie side by side."""
     rows = (keys.positions.shape[0], -1, 1)
-    age = positions.reshape(rows) - keys.positions[:, None, :]
-    seen = (segments.reshape(rows) == keys.segments[:, None, :]) & (age >= 0)
+    age, own, theirs = positions.reshape(rows) - keys.positions[:, None, :], segments.reshape(rows), keys.segments[:, None, :]
+    seen = ((own == theirs) | (own % BRANCH == theirs)) & (age >= 0)
     return seen if window is None else seen & (age < window)
 
 
@@ -31,7 +33,7 @@ def _scores(q: Float[Array, "N T Q H"], seen: Bool[Array, "G R S"], keys: KeyVal
     (g, r, s), kv = seen.shape, keys.v.shape[1]
     # One dimension of r and m before the product: with two, the gradient of k transposes the scores element by element.
     rows = q.reshape(g, r, kv, -1, q.shape[-1]).swapaxes(1, 2).reshape(g, kv, -1, q.shape[-1])
-    scores = jnp.einsum("gkxh,gkhs->gkxs", rows, keys.k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    scores = product(rows, keys.k) * q.shape[-1] ** -0.5
     return jnp.where(seen[:, None, :, None, :], scores.reshape(g, kv, r, -1, s), jnp.finfo(jnp.float32).min)
 
 
@@ -43,7 +45,7 @@ def _gemm(q: Array, positions: Array, segments: Array, parts: tuple[KeyValues, .
     by_part = lambda x, like: x.reshape(like.shape[0], like.shape[2], like.shape[1], like.shape[3]).swapaxes(1, 2)
     top = jax.lax.stop_gradient(reduce(jnp.maximum, [by_query(s.max(axis=-1)) for s in scores]))
     weights = [jnp.exp(s - by_part(top, s)[..., None]) for s in scores]
-    mix = lambda w, v: jnp.einsum("gkrms,gksh->gkrmh", w.astype(q.dtype), v, preferred_element_type=jnp.float32)
+    mix = lambda w, v: product(w.astype(q.dtype).reshape(*w.shape[:2], -1, w.shape[-1]), v).reshape(*w.shape[:-1], -1)
     mixed = reduce(jnp.add, [by_query(mix(w, keys.v)) for w, keys in zip(weights, parts, strict=True)])
     total = reduce(jnp.add, [by_query(w.sum(axis=-1)) for w in weights])
     return (mixed / total[..., None]).astype(q.dtype)

@@ -17,33 +17,11 @@ from ilr_jax.models import lora
 from ilr_jax.models.attention import Implementation, attend
 from ilr_jax.models.cache import KeyValues
 from ilr_jax.models.config import ModelConfig
+from ilr_jax.models.products import matmul
 
 INIT_STD = 0.02
 LINEAR = "linear"  # what remat may keep: a policy cannot see the products inside `matmul`, and would keep them in float32
 Remember = Callable[[Array, Array], tuple[tuple[KeyValues, ...], Any]]
-
-
-@jax.custom_vjp
-def matmul(x: Float[Array, "N T D"], w: Float[Array, "D F"]) -> Float[Array, "N T F"]:
-    """x w accumulated in float32 and rounded to x's dtype, backward too.
-
-    A plain dot with `preferred_element_type=float32` would run the backward products in float32, at half the speed in bfloat16.
-    """
-    return jax.lax.dot_general(x, w, (((2,), (0,)), ((), ())), preferred_element_type=jnp.float32).astype(x.dtype)
-
-
-def _matmul_forward(x, w):
-    return matmul(x, w), (x, w)
-
-
-def _matmul_backward(saved, g):
-    x, w = saved
-    dx = jax.lax.dot_general(g, w, (((2,), (1,)), ((), ())), preferred_element_type=jnp.float32).astype(x.dtype)
-    dw = jax.lax.dot_general(x, g, (((0, 1), (0, 1)), ((), ())), preferred_element_type=jnp.float32).astype(w.dtype)
-    return dx, dw
-
-
-matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 class Linear(nnx.Module):
@@ -52,9 +30,9 @@ class Linear(nnx.Module):
     def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs, dtype: DTypeLike):
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), (inputs, outputs), dtype) * jnp.asarray(INIT_STD, dtype))
 
-    def __call__(self, x: Float[Array, "N T D"], adapter: Mapping[str, Array] | None = None) -> Float[Array, "N T F"]:
-        y = matmul(x, self.kernel[...].astype(x.dtype))
-        return checkpoint_name(y if adapter is None else y + lora.apply(x, adapter), LINEAR)
+    def __call__(self, x: Float[Array, "N T D"], added: Float[Array, "N T F"] | None = None) -> Float[Array, "N T F"]:
+        y = matmul(x.reshape(-1, x.shape[-1]), self.kernel[...]).reshape(*x.shape[:2], -1)
+        return checkpoint_name(y if added is None else y + added, LINEAR)
 
 
 class RMSNorm(nnx.Module):
@@ -121,11 +99,15 @@ class Layer(nnx.Module):
     ) -> tuple[Float[Array, "N T D"], Any]:
         """The block's output; `remember` turns this layer's new keys and values into what is attended to and what is kept of them."""
         h = self.attention_norm(x)
-        split = lambda name: getattr(self, name)(h, adapters.get(name)).reshape(*h.shape[:2], -1, self.config.head_dim)
-        q, k, v = rotate(split("q_proj"), angles), rotate(split("k_proj"), angles), split("v_proj")
+        by_head = [y.reshape(*y.shape[:2], -1, self.config.head_dim) for y in self._linear(h, adapters, "q_proj", "k_proj", "v_proj")]
+        q, k, v = rotate(by_head[0], angles), rotate(by_head[1], angles), by_head[2]
         parts, kept = remember(k.transpose(0, 2, 3, 1), v.swapaxes(1, 2))
         mixed = attend(q, positions, segments, parts, self.config.window, attention)
-        x = x + self.o_proj(mixed.reshape(*h.shape[:2], -1), adapters.get("o_proj"))
-        h = self.mlp_norm(x)
-        gate = ACTIVATIONS[self.config.activation](self.gate_proj(h, adapters.get("gate_proj")))
-        return x + self.down_proj(gate * self.up_proj(h, adapters.get("up_proj")), adapters.get("down_proj")), kept
+        x = x + self._linear(mixed.reshape(*h.shape[:2], -1), adapters, "o_proj")[0]
+        gate, up = self._linear(self.mlp_norm(x), adapters, "gate_proj", "up_proj")
+        return x + self._linear(ACTIVATIONS[self.config.activation](gate) * up, adapters, "down_proj")[0], kept
+
+    def _linear(self, x: Float[Array, "N T D"], adapters: Mapping[str, Mapping[str, Array]], *names: str) -> list[Array]:
+        """The linear layers of these names, each with its adapter."""
+        added = lora.added(x, adapters, names)
+        return [getattr(self, name)(x, added.get(name)) for name in names]

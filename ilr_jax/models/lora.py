@@ -5,7 +5,7 @@ reads the base once, the rows of a batch falling into K equal groups. Rank, alph
 y = x W + (x A) B * alpha / r.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from ilr_jax.models.config import ModelConfig
+from ilr_jax.models.products import matmul
 
 Adapters = Mapping[str, Mapping[str, Array]]
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -77,7 +78,10 @@ def init(config: ModelConfig, lora: Lora, keys: Key[Array, " K"]) -> dict[str, d
 
 
 def prepare(adapters: Adapters, lora: Lora, dtype: DTypeLike) -> dict[str, dict[str, Array]]:
-    """Adapters as the decoder reads them: layers first, in the compute dtype, the scale folded into `b`."""
+    """Adapters as the decoder reads them: layers first, in `dtype`, the scale folded into `b`.
+
+    What trains stays float32, so that its gradient is not rounded; it is computed with in the activations' dtype all the same.
+    """
     scales = {"a": 1.0, "b": lora.scale}
     return {
         name: {side: jnp.swapaxes(weight * scales[side], 0, 1).astype(dtype) for side, weight in pair.items()}
@@ -85,12 +89,18 @@ def prepare(adapters: Adapters, lora: Lora, dtype: DTypeLike) -> dict[str, dict[
     }
 
 
-def apply(x: Float[Array, "N T D"], adapter: Mapping[str, Array]) -> Float[Array, "N T F"]:
-    """(x A) B of one layer, row group k through adapter k; `a` [K, D, r], `b` [K, r, F]."""
-    n, t, d = x.shape
-    k = adapter["a"].shape[0]
-    low = jnp.matmul(x.reshape(k, n // k * t, d), adapter["a"])
-    return jnp.matmul(low, adapter["b"]).reshape(n, t, -1)
+def added(x: Float[Array, "N T D"], adapters: Mapping[str, Mapping[str, Array]], names: Sequence[str]) -> dict[str, Array]:
+    """(x A) B [N, T, F] of one layer for those of `names` that are adapted, row group k through adapter k; `a` [K, D, r], `b` [K, r, F].
+
+    All meet x in one product: thin ones cost more than their share, and so does turning x round for the gradient of each.
+    """
+    names = [name for name in names if name in adapters]
+    if not names:
+        return {}
+    (n, t, d), k = x.shape, adapters[names[0]]["a"].shape[0]
+    low = matmul(x.reshape(k, n // k * t, d), jnp.concatenate([adapters[name]["a"] for name in names], axis=2))
+    parts = jnp.split(low, len(names), axis=2)
+    return {name: matmul(part, adapters[name]["b"]).reshape(n, t, -1) for name, part in zip(names, parts, strict=True)}
 
 
 def merge(params: Mapping, adapters: Adapters, lora: Lora, index: int = 0) -> dict:

@@ -154,16 +154,16 @@ class Planned:
 
     def _dpo(self, times: int) -> Program:
         c, load, role = self.bench.config, self.load, "strong"
-        n = self.bench.rows(c.dpo.batch)
         side = [0] * load.prompt, [0] * load.answer
-        pairs = [Preference(side, side, 0.0, 0.0)] * n
-        batch = batches.preferences(pairs, Epochs((n,), n, 1, 0), 0, c.sft.max_length, n)(0)
+        tokens = load.prompt + 2 * load.answer
+        rows, length = self.bench.rows(load.rows(c.dpo.batch, tokens)), max(load.length, tokens)
+        per_row = length // tokens
+        pairs = [[Preference(side, side, 0.0, 0.0)] * per_row] * rows
+        batch = batches.pair_rows(pairs, 0, length, batches.bucket(2 * per_row * load.answer), per_row)
         step: Any = steps.dpo_step(self._setup(role, True), self.bench.optimizer(c.dpo), c.dpo.beta, c.dpo.loss, c.dpo.smoothing)
         lower = lambda: step.lower(self._state({"adapters": self._adapters(role, 1)}, c.dpo), self._params(role), self._rows(batch))
-        tokens = 2 * n * batch.chosen.rows.tokens.shape[1]
-        return Program(
-            "DPO", lower, times, float(flops.adapters(self.models[role], self.bench.lora) * tokens), True, "compute.microbatches"
-        )
+        work = float(flops.adapters(self.models[role], self.bench.lora) * rows * length)
+        return Program("DPO", lower, times, work, True, "compute.microbatches")
 
     def _classifier(self) -> Any:
         return jax.eval_shape(evaluator.initial, decoder.abstract(self.models["evaluator"]), jax.random.key(0))

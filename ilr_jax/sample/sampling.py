@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-WINDOWS = (64, 1024)  # a nucleus is looked for among so many of the likeliest tokens, then among all
+WINDOW = 64  # a nucleus is looked for among so many of the likeliest tokens first
+TRIANGLE = 1024
 Rule = tuple[float, int | None, float]  # temperature, top-k, top-p
 
 
@@ -34,7 +35,7 @@ def uniforms(keys: Key[Array, " N"], first: Int[Array, " N"], count: int) -> Flo
 
 def _running_sum(weights: Float[Array, "N S"]) -> Float[Array, "N S"]:
     """Cumulative sums, of a window as one product with a triangle: a scan is a dozen small operations, but needs no matrix of S x S."""
-    if weights.shape[1] > WINDOWS[-1]:
+    if weights.shape[1] > TRIANGLE:
         return jnp.cumsum(weights, axis=1)
     triangle = jnp.triu(jnp.ones((weights.shape[1],) * 2, weights.dtype))
     return jnp.matmul(weights, triangle, precision=jax.lax.Precision.HIGHEST)
@@ -68,7 +69,8 @@ def _nucleus(
     Looks at the `size` likeliest; the second result says which rows would have needed more.
     """
     values, ids = jax.lax.top_k(scaled, size)
-    weights = jnp.exp(values - values[:, :1])
+    # The first is the largest, but a slice of what top_k gives would make XLA sort the whole vocabulary (170 times as long on a CPU).
+    weights = jnp.exp(values - jnp.max(values, axis=1, keepdims=True))
     sums = _running_sum(weights)
     wanted = top_p * (sums[:, -1:] if total is None else total)
     kept = jnp.where((sums - weights < wanted) | (top_p >= 1), weights, 0.0)
@@ -77,15 +79,21 @@ def _nucleus(
     return jnp.take_along_axis(ids, choice, axis=1)[:, 0], (sums[:, -1] < wanted[:, 0]) & (size < scaled.shape[1])
 
 
-def _widening(
-    scaled: Float[Array, "N V"], sizes: list[int], u: Float[Array, "N 1"], total: Float[Array, "N 1"], top_p: float
-) -> Int[Array, " N"]:
-    """`_nucleus` with the first of `sizes` that does, row by row; a wider window is sorted only where some row needs it."""
-    tokens, spilled = _nucleus(scaled, sizes[0], u, total, top_p)
-    if len(sizes) == 1:
-        return tokens
-    wider = lambda: _widening(scaled, sizes[1:], u, total, top_p)
-    return jnp.where(spilled, jax.lax.cond(jnp.any(spilled), wider, lambda: tokens), tokens)
+def _above_threshold(weights: Float[Array, "N V"], u: Float[Array, "N 1"], total: Float[Array, "N 1"], top_p: float) -> Int[Array, " N"]:
+    """`_nucleus` of any size without a sort: the least weight in it is found bit by bit, from the mass of all weights that are no less."""
+    wanted, value = top_p * total, lambda bits: jax.lax.bitcast_convert_type(bits, jnp.float32)
+    mass = lambda which: jnp.sum(jnp.where(which, weights, 0.0), axis=1, keepdims=True)
+
+    def narrow(i: Array, least: Int[Array, "N 1"]) -> Int[Array, "N 1"]:
+        higher = least | (1 << (29 - i))
+        return jnp.where(mass(weights >= value(higher)) >= wanted, higher, least)
+
+    # Floats from 0 to 1 are ordered as their bits are, of which 30 differ.
+    least = value(jax.lax.fori_loop(0, 30, narrow, jnp.zeros(wanted.shape, jnp.int32)))
+    above, equal = weights > least, weights == least
+    # Of equally likely tokens at the edge as many as are needed, the lower ids first; of those that weigh nothing, none.
+    needed = jnp.ceil((wanted - mass(above)) / least)
+    return _two_levels(jnp.where(above | (equal & (jnp.cumsum(equal, axis=1) <= needed)), weights, 0.0), u)
 
 
 def draw(
@@ -101,11 +109,13 @@ def draw(
     vocabulary = logits.shape[1]
     if top_k is not None and top_k < vocabulary:
         return _nucleus(scaled, top_k, u, None, top_p)[0]
-    weights = jnp.exp(scaled - jnp.max(scaled, axis=1, keepdims=True))
+    weigh = lambda: jnp.exp(scaled - jnp.max(scaled, axis=1, keepdims=True))
     if top_p >= 1:
-        return _two_levels(weights, u)
-    total = jnp.sum(weights, axis=1, keepdims=True)
-    return _widening(scaled, [size for size in WINDOWS if size < vocabulary] + [vocabulary], u, total, top_p)
+        return _two_levels(weigh(), u)
+    total = jnp.sum(weigh(), axis=1, keepdims=True)
+    tokens, spilled = _nucleus(scaled, min(WINDOW, vocabulary), u, total, top_p)
+    wide = lambda: _above_threshold(weigh(), u, total, top_p)  # weighed again: the usual case need not write the weights
+    return jnp.where(spilled, jax.lax.cond(jnp.any(spilled), wide, lambda: tokens), tokens)
 
 
 def log_probs(logits: Float[Array, "N V"], tokens: Int[Array, " N"]) -> Float[Array, " N"]:

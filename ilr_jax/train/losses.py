@@ -111,7 +111,13 @@ def sequence_log_prob(log_probs: Float[Array, "N C"], batch: Batch) -> Float[Arr
     return jnp.where(jnp.asarray(batch.weights) > 0, log_probs, 0.0).sum(axis=1)
 
 
-def sigmoid_loss(margin: Float[Array, " N"], beta: float, smoothing: float) -> Float[Array, " N"]:
+def by_answer(values: Float[Array, "N C"], answers: Int[Array, "N C"], count: int) -> Float[Array, "N count"]:
+    """Sums over the predictions of each of a row's answers."""
+    own = answers[:, None, :] == jnp.arange(count)[None, :, None]
+    return jnp.where(own, values[:, None, :], 0.0).sum(axis=2)
+
+
+def sigmoid_loss(margin: Float[Array, "*N"], beta: float, smoothing: float) -> Float[Array, "*N"]:
     """-(1 - e) log sigmoid(m) - e log sigmoid(-m) for margin m and smoothing e.
 
     e = 0 is DPO (https://arxiv.org/abs/2305.18290, equation 7). e > 0 is conservative DPO, for preferences that are wrong with probability
@@ -120,7 +126,7 @@ def sigmoid_loss(margin: Float[Array, " N"], beta: float, smoothing: float) -> F
     return -(1 - smoothing) * jax.nn.log_sigmoid(margin) - smoothing * jax.nn.log_sigmoid(-margin)
 
 
-def robust_loss(margin: Float[Array, " N"], beta: float, smoothing: float) -> Float[Array, " N"]:
+def robust_loss(margin: Float[Array, "*N"], beta: float, smoothing: float) -> Float[Array, "*N"]:
     """(-(1 - e) log sigmoid(m) + e log sigmoid(-m)) / (1 - 2e) for e below 1/2: robust DPO (https://arxiv.org/abs/2403.00409).
 
     Its mean over preferences that are wrong with probability e is DPO's loss on the right ones.
@@ -128,12 +134,12 @@ def robust_loss(margin: Float[Array, " N"], beta: float, smoothing: float) -> Fl
     return (smoothing * jax.nn.log_sigmoid(-margin) - (1 - smoothing) * jax.nn.log_sigmoid(margin)) / (1 - 2 * smoothing)
 
 
-def hinge_loss(margin: Float[Array, " N"], beta: float, smoothing: float) -> Float[Array, " N"]:
+def hinge_loss(margin: Float[Array, "*N"], beta: float, smoothing: float) -> Float[Array, "*N"]:
     """max(0, 1 - m): SLiC's hinge (https://arxiv.org/abs/2305.10425) on DPO's margin (https://arxiv.org/abs/2309.06657)."""
     return jax.nn.relu(1 - margin)
 
 
-def ipo_loss(margin: Float[Array, " N"], beta: float, smoothing: float) -> Float[Array, " N"]:
+def ipo_loss(margin: Float[Array, "*N"], beta: float, smoothing: float) -> Float[Array, "*N"]:
     """(m / beta - 1 / (2 beta))^2: log-ratios are to differ by 1 / (2 beta) and no more (https://arxiv.org/abs/2310.12036, equation 17).
 
     As in TRL 1.16 the margin is one of means per token here, so that the target does not depend on the answers' lengths.
@@ -145,15 +151,15 @@ PREFERENCE_LOSSES = {"sigmoid": sigmoid_loss, "ipo": ipo_loss, "robust": robust_
 
 
 def dpo_loss(
-    chosen: Float[Array, " N"],
-    rejected: Float[Array, " N"],
-    reference_chosen: Float[Array, " N"],
-    reference_rejected: Float[Array, " N"],
+    chosen: Float[Array, "*N"],
+    rejected: Float[Array, "*N"],
+    reference_chosen: Float[Array, "*N"],
+    reference_rejected: Float[Array, "*N"],
     beta: float,
     loss: str = "sigmoid",
     smoothing: float = 0.0,
-    lengths: tuple[Float[Array, " N"], Float[Array, " N"]] | None = None,
-) -> tuple[Float[Array, " N"], dict[str, Float[Array, " N"]]]:
+    lengths: tuple[Float[Array, "*N"], Float[Array, "*N"]] | None = None,
+) -> tuple[Float[Array, "*N"], dict[str, Float[Array, "*N"]]]:
     """The loss of every pair, and its metrics under TRL's names (1.16, `DPOTrainer`), from summed log-probabilities.
 
     The margin is r_c - r_r with the implicit rewards r = beta * (log pi(y|x) - log pi_ref(y|x)); what is made of it is in

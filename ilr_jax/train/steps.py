@@ -63,13 +63,13 @@ def _hidden(setup: Setup, trainable: Trainable, frozen: Mapping, rows: Rows) -> 
     if "adapters" in trainable:
         if setup.lora is None:
             raise ValueError("wanted Setup.lora (rank, alpha, modules) for a tree with adapters, got none")
-        adapters = lora.prepare(trainable["adapters"], setup.lora, setup.dtype)
+        adapters = lora.prepare(trainable["adapters"], setup.lora, jnp.float32)
     model = decoder.bind(setup.config, params, setup.layout)
     hidden, _ = model(rows, adapters, dtype=setup.dtype, attention=setup.attention, remat=setup.remat)
     return hidden, model
 
 
-def _log_probs(setup: Setup, trainable: Trainable, frozen: Mapping, batch: Batch) -> Float[Array, "N C"]:
+def _log_probs(setup: Setup, trainable: Trainable, frozen: Mapping, batch: Batch | PairBatch) -> Float[Array, "N C"]:
     hidden, model = _hidden(setup, trainable, frozen, batch.rows)
     places, targets = jnp.asarray(batch.places), jnp.asarray(batch.targets)
     trained = "params" in trainable
@@ -82,15 +82,6 @@ def _class_logits(setup: Setup, trainable: Trainable, frozen: Mapping, batch: Cl
     groups = hidden.reshape(head.shape[0], -1, *hidden.shape[1:])
     last = jnp.reshape(batch.last, (*groups.shape[:2], -1))
     return jax.vmap(heads.classify)(groups, last, head).reshape(*batch.last.shape, -1)
-
-
-def _join(chosen: Batch, rejected: Batch, k: int) -> Batch:
-    """Both sides in one batch: the rows of adapter k are its chosen rows, then its rejected ones."""
-    shapes = [jax.tree.map(jnp.shape, side) for side in (chosen, rejected)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"chosen and rejected: wanted the same shapes, got {shapes[0]} and {shapes[1]}; pad both to the longer")
-    groups = lambda x: jnp.reshape(x, (k, -1, *x.shape[1:]))
-    return jax.tree.map(lambda a, b: jnp.concatenate([groups(a), groups(b)], axis=1).reshape(-1, *a.shape[1:]), chosen, rejected)
 
 
 def _tokens(rows: Rows, k: int) -> Int[Array, " K"]:
@@ -197,19 +188,25 @@ def evaluator_step(setup: Setup, optimizer: OptimizerConfig) -> Step:
 
 @_shared
 def dpo_step(setup: Setup, optimizer: OptimizerConfig, beta: float = 0.1, loss: str = "sigmoid", smoothing: float = 0.0) -> Step:
-    """DPO on a `PairBatch`, chosen and rejected in one forward pass; metrics also have TRL's (`losses.dpo_loss`)."""
+    """DPO on a `PairBatch`, a prompt and both its answers in one row; metrics also have TRL's (`losses.dpo_loss`)."""
 
     def objective(trainable, frozen, batch: PairBatch, k):
-        both = _join(batch.chosen, batch.rejected, k)
-        sides = lambda x: (x.reshape(k, 2, -1)[:, 0].reshape(-1), x.reshape(k, 2, -1)[:, 1].reshape(-1))
-        log_probs = sides(losses.sequence_log_prob(_log_probs(setup, trainable, frozen, both), both))
-        lengths = sides(jnp.sum(jnp.asarray(both.weights) > 0, axis=1, dtype=jnp.float32))
-        references = (jnp.asarray(batch.reference_chosen), jnp.asarray(batch.reference_rejected))
-        values, metrics = losses.dpo_loss(*log_probs, *references, beta, loss, smoothing, lengths)
-        sums = jax.tree.map(lambda x: losses.by_adapter(x * batch.weight, k), {"loss": values, **metrics})
-        return sums.pop("loss"), {**sums, "tokens": _tokens(both.rows, k)}
+        sums = _pair_sums(setup, trainable, frozen, batch, k, beta, loss, smoothing)
+        return sums.pop("loss"), {**sums, "tokens": _tokens(batch.rows, k)}
 
     return _step(setup, optimizer, objective, lambda batch: batch.weight)
+
+
+def _pair_sums(
+    setup: Setup, trainable: Trainable, frozen: Mapping, batch: PairBatch, k: int, beta: float, loss: str, smoothing: float
+) -> Metrics:
+    answers, reference = jnp.asarray(batch.answers), jnp.asarray(batch.reference)
+    sides = lambda x: (x[..., 0], x[..., 1])
+    by_answer = lambda x: sides(losses.by_answer(x, answers, 2 * batch.weight.shape[1]).reshape(reference.shape))
+    log_probs = by_answer(_log_probs(setup, trainable, frozen, batch))
+    lengths = by_answer(jnp.ones(answers.shape, jnp.float32))
+    values, metrics = losses.dpo_loss(*log_probs, *sides(reference), beta, loss, smoothing, lengths)
+    return jax.tree.map(lambda x: losses.by_adapter(x * batch.weight, k), {"loss": values, **metrics})
 
 
 def _class_sums(setup: Setup, trainable: Trainable, frozen: Mapping, batch: ClassBatch, k: int) -> Metrics:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_runs as tiny
 
+from ilr_jax import batches
 from ilr_jax.models import hf, peft
 from ilr_jax.models.family import KEYS
 from ilr_jax.train import losses, state, steps
@@ -108,16 +109,16 @@ def test_no_buffer_of_all_positions_by_vocabulary(kind):
     setup = tiny.FULL if kind == "full" else tiny.SETUP
     trainable, frozen = (tiny.full(), {}) if kind == "full" else (tiny.adapters(), tiny.base())
     lengths = [40, 33, 40, 38]
-    batch = tiny.pair_batch(lengths, t=40, c=20) if kind == "dpo" else tiny.batch(lengths, t=40, c=20)
+    batch = tiny.pair_batch(lengths, t=64, c=40) if kind == "dpo" else tiny.batch(lengths, t=40, c=20)
     step = (steps.dpo_step if kind == "dpo" else steps.sft_step)(setup, OptimizerConfig())
     first = state.init(trainable, OptimizerConfig(), [9])
     traced = step.trace(first, frozen, batch)
     text = traced.lower().compile().as_text()
     shapes = set(jaxpr_shapes(traced.jaxpr.jaxpr)) | {tuple(map(int, s.split(","))) for s in re.findall(r"\[(\d+(?:,\d+)+)\]", text)}
-    rows = 8 if kind == "dpo" else 4
+    rows, places = 4, batch.places.shape[1]
     with_vocabulary = [s for s in shapes if tiny.VOCAB in s]
     assert (rows, setup.chunk, tiny.VOCAB) in with_vocabulary  # the chunks are seen, so a whole would be too
-    assert max(math.prod(s) for s in with_vocabulary) < rows * 20 * tiny.VOCAB
+    assert max(math.prod(s) for s in with_vocabulary) < rows * places * tiny.VOCAB
 
 
 def test_dpo_starts_at_log_two():
@@ -127,11 +128,11 @@ def test_dpo_starts_at_log_two():
     np.testing.assert_array_equal(metrics["rewards/margins"], 0)
 
 
-def trl_loss(trl, torch, model, batch, beta, kind="sigmoid", smoothing=0.0):
-    """TRL's loss and metrics on our batch: its `_compute_loss` on a stand-in for the trainer, references from the batch."""
-    join = lambda name: np.concatenate([getattr(batch.chosen, name), getattr(batch.rejected, name)])
-    tokens = np.concatenate([batch.chosen.rows.tokens, batch.rejected.rows.tokens])
-    segments = np.concatenate([batch.chosen.rows.segments, batch.rejected.rows.segments])
+def trl_loss(trl, torch, model, sides, reference, beta, kind="sigmoid", smoothing=0.0):
+    """TRL's loss and metrics on our pairs: its `_compute_loss` on a stand-in for the trainer; `reference` [N, 2]."""
+    join = lambda name: np.concatenate([getattr(side, name) for side in sides])
+    tokens = np.concatenate([side.rows.tokens for side in sides])
+    segments = np.concatenate([side.rows.segments for side in sides])
     mask = np.zeros_like(tokens)
     for i, (places, weights) in enumerate(zip(join("places"), join("weights"), strict=True)):
         mask[i, places[weights > 0] + 1] = 1
@@ -163,7 +164,7 @@ def trl_loss(trl, torch, model, batch, beta, kind="sigmoid", smoothing=0.0):
         _tp_size=1,
     )
     data = {"input_ids": tokens.astype(np.int64), "attention_mask": segments.astype(np.int64), "completion_mask": mask.astype(np.int64)}
-    data |= {"ref_chosen_logps": batch.reference_chosen, "ref_rejected_logps": batch.reference_rejected}
+    data |= {"ref_chosen_logps": reference[:, 0], "ref_rejected_logps": reference[:, 1]}
     loss = trl.DPOTrainer._compute_loss(trainer, call, {name: torch.tensor(x) for name, x in data.items()}, False)
     return loss, {name: values[0] for name, values in trainer._metrics["train"].items()}
 
@@ -183,24 +184,24 @@ def dpo_against_trl(setup, trainable, frozen, model, beta=0.3, kind="sigmoid", s
 
     TRL's sigmoid has no label smoothing: it is put together of its losses on the pairs as they are and turned round.
     """
-    trl, torch, batch = pytest.importorskip("trl"), pytest.importorskip("torch"), tiny.pair_batch([14, 9, 11, 6])
-    loss, metrics = trl_loss(trl, torch, model, batch, beta, kind, smoothing)
+    trl, torch, lengths = pytest.importorskip("trl"), pytest.importorskip("torch"), [14, 9, 11, 6]
+    made = tiny.preferences(lengths)
+    batch, sides = batches.pair_rows([made[:3], made[3:]], 0, 64, 40, 3), tiny.pair_sides(lengths)
+    reference = np.array([[p.reference_chosen, p.reference_rejected] for p in made], np.float32)
+    loss, metrics = trl_loss(trl, torch, model, sides, reference, beta, kind, smoothing)
     if kind == "sigmoid" and smoothing:
-        turned = batch._replace(chosen=batch.rejected, rejected=batch.chosen, reference_chosen=batch[3], reference_rejected=batch[2])
-        loss = (1 - smoothing) * loss + smoothing * trl_loss(trl, torch, model, turned, beta)[0]
+        turned = trl_loss(trl, torch, model, sides[::-1], reference[:, ::-1].copy(), beta)[0]
+        loss = (1 - smoothing) * loss + smoothing * turned
     loss.backward()
 
     def ours(tree):
-        both = steps._join(batch.chosen, batch.rejected, 1)
-        log_probs = losses.sequence_log_prob(steps._log_probs(setup, tree, frozen, both), both)
-        lengths = tuple(jnp.asarray((side.weights > 0).sum(1), jnp.float32) for side in batch[:2])
-        values, named = losses.dpo_loss(*jnp.split(log_probs, 2), *map(jnp.asarray, batch[2:4]), beta, kind, smoothing, lengths)
-        return values.mean(), named
+        sums = steps._pair_sums(setup, tree, frozen, batch, 1, beta, kind, smoothing)
+        return sums.pop("loss")[0] / 4, sums
 
     (value, named), grads = jax.jit(jax.value_and_grad(ours, has_aux=True))(trainable)
     assert abs(float(value) - loss.item()) <= 1e-5
-    for name, per_pair in named.items():
-        np.testing.assert_allclose(per_pair.mean(), metrics[name], rtol=0, atol=1e-4, err_msg=name)
+    for name, total in named.items():
+        np.testing.assert_allclose(total[0] / 4, metrics[name], rtol=0, atol=1e-4, err_msg=name)
     return grads
 
 

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ilr_jax import batches
+from ilr_jax.batches import Preference
 from ilr_jax.models import config as configs
 from ilr_jax.models import decoder, lora
 from ilr_jax.models.lora import Lora
@@ -90,11 +92,27 @@ def class_batch(lengths: list[int], t: int = 14, seed: int = 0) -> ClassBatch:
     return ClassBatch(rows(lengths, t, seed), last[:, None], classes[:, None], (np.array(lengths) > 0).astype(np.float32)[:, None])
 
 
-def pair_batch(lengths: list[int], seed: int = 0, t: int = 14, c: int = 7) -> PairBatch:
+def preferences(lengths: list[int], seed: int = 0) -> list[Preference]:
+    """Random ones: the chosen answer is the last half of so many tokens, the rejected one a token shorter."""
     rng = np.random.default_rng(seed)
-    reference = [rng.normal(-12, 2, len(lengths)).astype(np.float32) for _ in range(2)]
-    sides = [batch(lengths, t, c, seed=seed + s, normalize="token") for s in (0, 50)]
-    return PairBatch(*sides, *reference, (np.array(lengths) > 0).astype(np.float32))
+    ids = lambda n: rng.integers(0, VOCAB, n).tolist()
+    made = []
+    for n in lengths:
+        prompt = ids(n - n // 2)
+        made.append(Preference((prompt, ids(n // 2)), (prompt, ids(max(1, n // 2 - 1))), *rng.normal(-12, 2, 2).tolist()))
+    return made
+
+
+def pair_batch(lengths: list[int], seed: int = 0, t: int = 24, c: int = 14) -> PairBatch:
+    """A preference a row; a row of length 0 holds none."""
+    rows = [[preference] if n else [] for n, preference in zip(lengths, preferences(lengths, seed), strict=True)]
+    return batches.pair_rows(rows, 0, t, c, 1)
+
+
+def pair_sides(lengths: list[int], seed: int = 0) -> list[Batch]:
+    """The same with each answer in a row of its own: the chosen ones, and the rejected ones."""
+    made = preferences(lengths, seed)
+    return [batches.documents([[getattr(p, side)] for p in made], 0, "token", 14, 7) for side in ("chosen", "rejected")]
 
 
 def pick(tree, part: slice):

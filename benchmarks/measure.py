@@ -1,0 +1,140 @@
+"""How a figure is taken: two sides in turns, medians of ratios, what the machine can do at best, and whether it is idle.
+
+Not here: what is compared (`training`, `preferences`, `decoding`, `operations`, `rounds`).
+"""
+
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+Setting = TypeVar("Setting")
+Side = Callable[[], float]  # does the work once, to the end, and says how much of it there was
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "peft", "trl")
+STAT = Path("/proc/stat")
+QUIET = 0.15  # of one core
+
+
+@dataclass(frozen=True)
+class Race:
+    """Both sides' seconds per repeat, in turns; `work` is what each did, in `unit`."""
+
+    ours: tuple[float, ...]
+    peer: tuple[float, ...]
+    cpu: tuple[float, float]
+    first: tuple[float, float]
+    work: tuple[float, float]
+    unit: str
+
+    def row(self) -> dict[str, Any]:
+        """For the results: the ratio is our speed over the peer's, by the repeats' medians, with the least and greatest of a repeat."""
+        scale = self.work[0] / self.work[1]
+        ratios = [scale * peer / ours for ours, peer in zip(self.ours, self.peer, strict=True)]
+        return {
+            "ratio": statistics.median(ratios),
+            "least": min(ratios),
+            "most": max(ratios),
+            "unit": f"{self.unit}/s",
+            "ours": self.work[0] / statistics.median(self.ours),
+            "peer": self.work[1] / statistics.median(self.peer),
+            "ours_seconds": list(self.ours),
+            "peer_seconds": list(self.peer),
+            "cpu_ratio": scale * self.cpu[1] / self.cpu[0],
+            "ours_first_seconds": self.first[0],
+            "peer_first_seconds": self.first[1],
+        }
+
+
+def _timed(side: Side) -> tuple[float, float, float]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    work = side()
+    return time.perf_counter() - wall, time.process_time() - cpu, work
+
+
+def race(ours: Side, peer: Side, unit: str, repeats: int) -> Race:
+    """Each side once to warm up (that includes compiling), then `repeats` times in turns, the first of a turn alternating."""
+    sides = (ours, peer)
+    first = [_timed(side)[0] for side in sides]
+    runs: tuple[list, list] = ([], [])
+    for i in range(repeats):
+        for which in (0, 1) if i % 2 == 0 else (1, 0):
+            runs[which].append(_timed(sides[which]))
+    wall, cpu, work = ([tuple(run[j] for run in side) for side in runs] for j in range(3))
+    medians = lambda pair: tuple(statistics.median(side) for side in pair)
+    return Race(wall[0], wall[1], medians(cpu), (first[0], first[1]), medians(work), unit)
+
+
+def best(settings: Sequence[Setting], make: Callable[[Setting], Side]) -> Setting:
+    """The one of a peer's settings that does most per second, each tried once; a single one needs no trial."""
+    if len(settings) == 1:
+        return settings[0]
+    tried = [_timed(make(setting)) for setting in settings]
+    return settings[max(range(len(tried)), key=lambda i: tried[i][2] / tried[i][0])]
+
+
+def agree(what: str, ours: float, peer: float, tolerance: float) -> None:
+    """Both sides computed the same, or what follows would compare different work."""
+    if not abs(ours - peer) <= tolerance * max(abs(peer), 1e-9):
+        raise RuntimeError(f"{what}: the two sides differ, {ours} and {peer}: they do not do the same work")
+
+
+def _busy() -> tuple[float, float]:
+    """Busy time of all cores in ticks, and ours."""
+    fields = [int(x) for x in STAT.read_text().split("\n", 1)[0].split()[1:]]
+    return sum(fields) - fields[3] - fields[4], time.process_time() * 100
+
+
+def idle(seconds: float = 2.0) -> float:
+    """Cores that others kept busy during `seconds`; 0.0 where the system does not tell."""
+    if not STAT.is_file():
+        return 0.0
+    before = _busy()
+    time.sleep(seconds)
+    after = _busy()
+    return max(0.0, ((after[0] - before[0]) - (after[1] - before[1])) / 100 / seconds)
+
+
+def _rate(run: Callable[[], Any], work: float, repeats: int = 5) -> float:
+    jax.block_until_ready(run())
+    return work / min(_timed(lambda: float(jax.block_until_ready(run()) is not None))[0] for _ in range(repeats))
+
+
+def roofs(size: int = 2048, words: int = 2**27) -> dict[str, float]:
+    """What this machine reaches: products of square matrices in FLOP/s, by dtype, and bytes/s of reading an array and writing another."""
+    product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        a = jax.random.normal(jax.random.key(0), (size, size), jnp.float32).astype(dtype)
+        found[dtype] = _rate(lambda a=a: product(a, a), 2 * size**3)
+    x, move = jnp.ones(words, jnp.float32), jax.jit(lambda x: x + 1)
+    return found | {"bytes": _rate(lambda: move(x), 2 * x.nbytes)}
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what: device, processor, cores, memory, versions."""
+    device, cpu = jax.devices()[0], platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        cpu = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")), cpu)
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"device": device.device_kind, "cpu": cpu, "cores": cores, "versions": versions}
+
+
+def peak_memory() -> int:
+    """Bytes that this process had in memory at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)

@@ -1,0 +1,121 @@
+"""What is measured on: models of random weights that both sides load from one folder, and questions and answers of GSM8K's lengths."""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import jax
+import numpy as np
+
+from ilr_jax.models import config as configs
+from ilr_jax.models import decoder, hf, lora
+from ilr_jax.models.config import ModelConfig
+from ilr_jax.models.lora import Lora
+
+LORA = Lora(64, 128.0)
+COMMON = {"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "rms_norm_eps": 1e-5}
+MISTRAL = COMMON | {"model_type": "mistral", "hidden_act": "silu", "sliding_window": None, "rope_theta": 10000.0}
+GEMMA = COMMON | {"model_type": "gemma", "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}
+
+
+def _fields(base: dict, hidden: int, inner: int, layers: int, heads: tuple[int, int, int], vocabulary: int) -> dict[str, Any]:
+    names = ("num_attention_heads", "num_key_value_heads", "head_dim")
+    sizes = {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers, "vocab_size": vocabulary}
+    return base | sizes | dict(zip(names, heads, strict=True))
+
+
+MODELS = {
+    "mistral": _fields(MISTRAL, 512, 1408, 6, (8, 4, 64), 32000),
+    "gemma": _fields(GEMMA, 256, 1024, 4, (4, 1, 64), 256000),
+    "small": _fields(MISTRAL, 128, 352, 4, (4, 2, 32), 1024),  # as the embedded ones
+    "tiny": _fields(MISTRAL, 32, 64, 2, (2, 1, 16), 128),
+    "mistral-7b": _fields(MISTRAL, 4096, 14336, 32, (32, 8, 128), 32000),
+    "gemma-2b": _fields(GEMMA, 2048, 16384, 18, (8, 1, 256), 256000),
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the cases are. `examples` train, `prompts` are answered, `pairs` compared; full rows are `rows` of `length` tokens."""
+
+    name: str
+    model: str
+    wide: str  # the model with the large vocabulary
+    rows: int
+    length: int
+    examples: int
+    prompts: int
+    pairs: int
+    scored: int
+    queue: int
+    batches: tuple[int, ...]  # a peer's batch sizes to try
+    slots: int
+    repeats: int
+
+
+SIZES = {
+    "cpu": Size("cpu", "mistral", "gemma", 8, 256, 64, 64, 64, 100, 3736, (4, 16, 32), 32, 5),
+    "smoke": Size("smoke", "mistral", "gemma", 4, 128, 32, 12, 32, 16, 1024, (8,), 16, 3),
+    "gpu": Size("gpu", "mistral-7b", "gemma-2b", 8, 1024, 256, 1000, 64, 1000, 3736, (8, 16), 256, 5),
+}
+
+
+class Shape:
+    """A model of random weights: its folder in the HF layout, its config, and its parameters."""
+
+    def __init__(self, name: str):
+        self._home = TemporaryDirectory(prefix="benchmark-")
+        self.folder = Path(self._home.name) / "model"
+        self.config: ModelConfig = configs.from_fields(MODELS[name])
+        # In bfloat16, so that both sides have the same numbers in either dtype.
+        hf.save_model(self.folder, self.config, decoder.init(self.config, jax.random.key(0), "bfloat16"))
+
+    def params(self, dtype: str) -> Any:
+        """The parameters on our side."""
+        return hf.load(self.folder, dtype=dtype)[1]
+
+    def adapters(self, k: int = 1) -> dict[str, Any]:
+        """K fresh adapters on our side."""
+        return {"adapters": lora.init(self.config, LORA, jax.random.split(jax.random.key(1), k))}
+
+
+@cache
+def shape(name: str) -> Shape:
+    """The model of that name, written once per process."""
+    return Shape(name)
+
+
+# Logarithms of the lengths of GSM8K's 7,473 training questions (with the prompt's own words) and answers (without calculator marks, with
+# the end token), counted in words, digits and signs: means, standard deviations and their correlation.
+MEANS, DEVIATIONS, CORRELATION = (4.11, 4.32), (0.30, 0.44), 0.54
+LONGEST = (215, 256)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Random token ids in place of questions and answers; an answer ends with the end token."""
+
+    questions: list[list[int]]
+    answers: list[list[int]]
+
+    @property
+    def samples(self) -> list[tuple[list[int], list[int]]]:
+        """(prompt ids, answer ids)."""
+        return list(zip(self.questions, self.answers, strict=True))
+
+    @property
+    def tokens(self) -> int:
+        """All of them."""
+        return sum(map(len, self.questions)) + sum(map(len, self.answers))
+
+
+def texts(count: int, vocabulary: int, seed: int = 0) -> Texts:
+    """As many questions and answers, of GSM8K's lengths."""
+    rng = np.random.default_rng(seed)
+    covariance = np.array([[1, CORRELATION], [CORRELATION, 1]]) * np.outer(DEVIATIONS, DEVIATIONS)
+    drawn = np.exp(rng.multivariate_normal(MEANS, covariance, count))
+    lengths = np.clip(np.rint(drawn), 4, LONGEST).astype(int)
+    ids = lambda n: rng.integers(4, vocabulary, n).tolist()
+    return Texts([ids(q) for q, _ in lengths], [[*ids(a - 1), 2] for _, a in lengths])

@@ -1,0 +1,59 @@
+"""docs/performance.md from the results: every figure beside its floor, its goal and its roof. Imports neither JAX nor PyTorch."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cases import CASES, Case
+
+BEGIN, END = "<!-- figures: python -m benchmarks --write -->", "<!-- end of figures -->"
+HEAD = "| | measure | peer | ratio [least, most] | floor | goal | ours | peer's | of the roof |\n|---|---|---|---|---|---|---|---|---|"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _sides(row: Mapping[str, Any]) -> tuple[str, str]:
+    if "ours" not in row:
+        return "", ""
+    unit = row["unit"] if row["unit"].endswith("/s") else "s" if "start" in row["unit"] else "bytes"
+    return f"{_number(row['ours'])} {unit}", f"{_number(row['peer'])} {unit}"
+
+
+def _line(case: Case, row: Mapping[str, Any]) -> str:
+    ratio = f"{row['ratio']:.2f}" + (f" [{row['least']:.2f}, {row['most']:.2f}]" if "least" in row else "")
+    at_most = "≤ " if case.least else ""
+    roof = f"{row['roof']['share']:.0%} of {row['roof']['kind']}" if "share" in row.get("roof", {}) else ""
+    wanted = f"{at_most}{case.floor:g} | {at_most}{case.goal:g}"
+    return f"| {case.number} | {case.what} | {case.peer} | {ratio} | {wanted} | {' | '.join(_sides(row))} | {roof} |"
+
+
+def _machine(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """On what the rows were measured; all of them on one machine."""
+    row = list(rows.values())[-1]
+    seen = {(r["machine"]["cpu"], r["machine"]["cores"], r["machine"]["device"]) for r in rows.values()}
+    if len(seen) > 1:
+        raise SystemExit(f"wanted results of one machine in one file, got {sorted(seen)}; measure them again on one")
+    of, roof = row["machine"], row["roofs"]
+    where = f"{of['cpu']}, {of['cores']} cores" + ("" if of["device"] == "cpu" else f", {of['device']}")
+    versions = ", ".join(f"{name} {version}" for name, version in of["versions"].items() if version)
+    rates = f"products of matrices {roof['float32'] / 1e9:,.0f} GFLOP/s in float32 and {roof['bfloat16'] / 1e9:,.0f} in bfloat16"
+    return f"Measured on {where} ({row['date'][:10]}); {versions}. Roofs: {rates}, memory {roof['bytes'] / 1e9:.0f} GB/s."
+
+
+def figures(results: Path) -> str:
+    """All files of `results` as tables."""
+    parts = []
+    for path in sorted(results.glob("*.json")):
+        rows = json.loads(path.read_text())["cases"]
+        lines = [_line(CASES[name], rows[name]) for name in CASES if name in rows]
+        parts.append("\n".join([_machine(rows), "", HEAD, *lines]))
+    return "\n\n".join(parts)
+
+
+def write(results: Path, page: Path) -> None:
+    """Put the tables between the marks of the page; what people wrote around them stays."""
+    before, rest = page.read_text().split(BEGIN)
+    page.write_text(f"{before}{BEGIN}\n{figures(results)}\n{END}{rest.split(END)[1]}")

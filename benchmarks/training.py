@@ -1,0 +1,190 @@
+"""SFT and the evaluator: steps on full rows, an epoch of ragged examples, and scoring."""
+
+from collections.abc import Callable
+from functools import partial
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import peers
+from benchmarks.measure import Side, agree, best, race
+from benchmarks.shapes import LORA, Shape, Size, Texts, shape, texts
+from ilr_jax import batches, evaluator
+from ilr_jax.batches import Epochs, Packing
+from ilr_jax.models import flops, lora
+from ilr_jax.train import loop, state, steps
+from ilr_jax.train.optimizer import OptimizerConfig
+from ilr_jax.train.steps import Setup
+
+OPTIMIZER = OptimizerConfig("adamw", peers.RATE, warmup=0.0, schedule="constant", clip=1.0)
+BATCH = 32  # the paper's
+
+
+def trained(setup: Setup, tree: Any, total: int = 1000) -> Any:
+    """A state before its first step."""
+    return state.init(tree, OPTIMIZER, [total] * state.adapters_in(tree))
+
+
+class Steps:
+    """Our step, repeated on one batch; `loss` is of the last."""
+
+    def __init__(self, step: steps.Step, begin: Any, frozen: Any, batch: Any, work: float):
+        self.step, self.state, self.frozen, self.batch, self.work = step, begin, frozen, jax.device_put(batch), work
+        self.loss = float("nan")
+
+    def __call__(self) -> float:
+        self.state, metrics = self.step(self.state, self.frozen, self.batch)
+        self.loss = float(metrics["loss"][0])
+        return self.work
+
+
+class TorchSteps:
+    """The peer's step, repeated on one batch: loss, backward, clip, AdamW."""
+
+    def __init__(self, model: Any, loss: Callable[[], Any], work: float, dtype: str = "float32"):
+        self.model, self.of, self.work, self.dtype = model, loss, work, dtype
+        self.optimizer = peers.optimizer(model)
+        self.loss = float("nan")
+
+    def __call__(self) -> float:
+        with peers.autocast(self.dtype):
+            loss = self.of()
+        loss.backward()
+        peers.torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.loss = float(loss.detach())
+        peers.wait()
+        return self.work
+
+
+def full_rows(size: Size, dtype: str, remat: bool = False, wide: bool = False) -> dict[str, Any]:
+    """A LoRA SFT step on full rows, the loss on every token but the first."""
+    made = shape(size.wide if wide else size.model)
+    ids = np.random.default_rng(0).integers(4, made.config.vocab_size, (size.rows, size.length))
+    tokens = float(ids.size)
+    batch = batches.completions([(row[:1].tolist(), row[1:].tolist()) for row in ids], 0, "sequence")
+    setup = Setup(made.config, LORA, dtype, remat="full" if remat else "none")
+    ours = Steps(steps.sft_step(setup, OPTIMIZER), trained(setup, made.adapters()), made.params(dtype), batch, tokens)
+    model, inputs = peers.with_adapter(made, dtype, remat), peers.torch.tensor(ids, device=peers.DEVICE)
+    peer = TorchSteps(model, lambda: model(input_ids=inputs, labels=inputs, use_cache=False).loss, tokens, dtype)
+    row = race(ours, peer, "tokens", size.repeats).row()
+    agree("loss of the last step", ours.loss, peer.loss, 1e-3 if dtype == "float32" else 2e-2)
+    return row | {"roof": _roof(flops.adapters(made.config, LORA) * row["ours"], dtype)}
+
+
+def _roof(rate: float, dtype: str) -> dict[str, Any]:
+    """FLOPs per second of useful work, to be compared with what products of matrices reach."""
+    return {"kind": dtype, "rate": rate}
+
+
+def epoch(made: Shape, data: list[list[batches.Sample]], dtype: str = "float32") -> Side:
+    """Our SFT of K = len(data) adapters for an epoch, as `stages.fine_tune` does it, saving and logging included."""
+    setup = Setup(made.config, LORA, dtype)
+    params, work = made.params(dtype), float(sum(len(q) + len(a) for samples in data for q, a in samples))
+
+    def run() -> float:
+        epochs = Epochs(tuple(map(len, data)), BATCH, 1, 0)
+        at = batches.sft(data, epochs, 0, "token", 0, Packing(lora.even_length(made.config)))
+        begin = state.init(made.adapters(len(data)), OPTIMIZER, epochs.totals)
+        with TemporaryDirectory(prefix="benchmark-") as folder:
+            done = loop.fit(steps.sft_step(setup, OPTIMIZER), begin, params, at, epochs.steps, folder=folder)
+        jax.block_until_ready(done.state.trainable)
+        return work
+
+    return run
+
+
+def sft_epoch(size: Size, released: bool) -> dict[str, Any]:
+    """An epoch of SFT on ragged examples against TRL, one example at a time as the paper's released code, or as many as suits it best."""
+    made = shape(size.model)
+    dtype = "bfloat16" if peers.DEVICE == "cuda" else "float32"
+    data = texts(size.examples, made.config.vocab_size)
+    trial = Texts(data.questions[:BATCH], data.answers[:BATCH])
+    micro = 1 if released else best(size.batches, lambda n: peers.sft(made, trial, BATCH, n))
+    row = race(epoch(made, [data.samples], dtype), peers.sft(made, data, BATCH, micro), "tokens", size.repeats).row()
+    return row | {"peer_batch": micro, "roof": _roof(flops.adapters(made.config, LORA) * row["ours"], dtype)}
+
+
+def comparisons(data: Texts, count: int) -> list[batches.Verdict]:
+    """Questions with two answers each, and a class."""
+    q, a, n = data.questions, data.answers, len(data.questions)
+    return [(q[i % n] + a[i % n][:-1] + a[(i + 1 + i // n) % n], i % 2) for i in range(count)]
+
+
+def evaluator_step(size: Size) -> dict[str, Any]:
+    """A training step of the evaluator, all weights, on ragged comparisons."""
+    made = shape(size.model)
+    rows = comparisons(texts(BATCH // 2, made.config.vocab_size), BATCH // 2)
+    tokens = float(sum(len(ids) for ids, _ in rows))
+    batch = batches.classes(rows, Epochs((len(rows),), len(rows), 1, 0), 0, Packing(lora.even_length(made.config)))(0)
+    setup = Setup(made.config)
+    tree = evaluator.initial(made.params("float32"), jax.random.key(0))
+    model = peers.classifier(made)
+    with peers.torch.no_grad():
+        model.score.weight.copy_(peers.torch.tensor(np.array(tree["head"][0].T)))
+    ids, mask = peers.padded([ids for ids, _ in rows])
+    labels = peers.torch.tensor([label for _, label in rows], device=peers.DEVICE)
+    ours = Steps(steps.evaluator_step(setup, OPTIMIZER), trained(setup, tree), {}, batch, tokens)
+    peer = TorchSteps(model, lambda: model(input_ids=ids, attention_mask=mask, labels=labels).loss, tokens)
+    row = race(ours, peer, "tokens", size.repeats).row()
+    agree("loss of the last step", ours.loss, peer.loss, 2e-2)
+    return row | {"roof": _roof(flops.classifier(made.config) * row["ours"], "float32")}
+
+
+def ours_scored(made: Shape, rows: list[batches.Verdict], dtype: str, batch: int = 16) -> tuple[Side, list[float]]:
+    """Our scoring of comparisons, and where the probabilities appear."""
+    tree = evaluator.initial(made.params("float32"), jax.random.key(0))
+    probabilities, out = steps.class_probabilities(Setup(made.config, dtype=dtype)), [0.0] * len(rows)
+
+    def run() -> float:
+        for taken, part in batches.scoring(rows, batch, 0):
+            for i, p in zip(taken, np.asarray(probabilities(tree, {}, part))[:, 0, 1], strict=False):
+                out[i] = float(p)
+        return float(len(rows))
+
+    return run, out
+
+
+def peer_scored(made: Shape, rows: list[batches.Verdict], dtype: str, batch: int) -> tuple[Side, list[float]]:
+    """The peer's scoring, batches sorted by length."""
+    model, out = peers.classifier(made, dtype).eval(), [0.0] * len(rows)
+    head = evaluator.initial(made.params("float32"), jax.random.key(0))["head"]
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
+
+    def run() -> float:
+        with peers.torch.inference_mode():
+            for start in range(0, len(order), batch):
+                taken = order[start : start + batch]
+                ids, mask = peers.padded([rows[i][0] for i in taken])
+                found = model(input_ids=ids, attention_mask=mask).logits.float().softmax(-1)[:, 1].tolist()
+                for i, p in zip(taken, found, strict=True):
+                    out[i] = p
+        return float(len(rows))
+
+    with peers.torch.no_grad():
+        model.score.weight.copy_(peers.torch.tensor(np.array(jnp.asarray(head[0].T, jnp.float32))))
+    return run, out
+
+
+def scoring(size: Size) -> dict[str, Any]:
+    """The evaluator's scores of ragged comparisons in both orders."""
+    made, dtype = shape(size.model), "bfloat16" if peers.DEVICE == "cuda" else "float32"
+    rows = comparisons(texts(size.scored, made.config.vocab_size), 2 * size.scored)
+    ours, mine = ours_scored(made, rows, dtype)
+    batch = best(size.batches, lambda n: peer_scored(made, rows, dtype, n)[0])
+    peer, theirs = peer_scored(made, rows, dtype, batch)
+    row = race(ours, peer, "comparisons", size.repeats).row()
+    agree("mean probability", float(np.mean(mine)), float(np.mean(theirs)), 1e-3)
+    rate = flops.FORWARD * flops.layers(made.config) * sum(len(ids) for ids, _ in rows) / len(rows) * row["ours"]
+    return row | {"peer_batch": batch, "roof": _roof(rate, dtype)}
+
+
+step_float32 = partial(full_rows, dtype="float32")
+step_bfloat16 = partial(full_rows, dtype="bfloat16")
+step_remat = partial(full_rows, dtype="float32", remat=True)
+epoch_released = partial(sft_epoch, released=True)
+epoch_best = partial(sft_epoch, released=False)
