@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help setup dev quickstart test exact lint format
+.PHONY: help setup dev quickstart test exact bench bench-smoke lint format
 
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -34,6 +34,13 @@ test: .venv/dev  ## all tests
 
 exact: .venv/dev  ## parity, cache and sampling on programs that are compiled as users get them
 	XLA_FLAGS=--xla_backend_optimization_level=3 $(BIN)/python -m pytest -n 2 --dist loadfile tests/models tests/sample
+
+bench: .venv/dev  ## speed and memory against PyTorch on this machine, an hour on two idle cores; docs/performance.md is made of it
+	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks --write
+
+bench-smoke: .venv/dev  ## the same in small, minutes: fails where a ratio misses its floor twice
+	$(BIN)/python -m benchmarks --size=smoke --check --busy
 
 lint: .venv/dev  ## format check, lint, types
 	$(BIN)/ruff format --check .

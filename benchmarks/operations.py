@@ -122,10 +122,10 @@ def adapters(size: Size) -> dict[str, Any]:
     made = shape("small")
     data = texts(2 * size.examples, made.config.vocab_size)
     halves = [data.samples[: size.examples], data.samples[size.examples :]]
-    params, settings = made.params("float32"), SamplingSettings(64, TEMPERATURE, slots=size.slots)
+    params = made.params("float32")
 
     def sampled(k: int, groups: list[list[batches.Sample]]) -> Side:
-        tree = made.adapters(k)["adapters"]
+        tree, settings = made.adapters(k)["adapters"], SamplingSettings(64, TEMPERATURE, slots=k * size.slots)
 
         def run() -> float:
             requests = [Request(q, j, i) for j, group in enumerate(groups) for i, (q, _) in enumerate(group)]

@@ -87,7 +87,7 @@ def epoch(size: Size, precomputed: bool) -> dict[str, Any]:
     """An epoch over pairs; where TRL computes the reference in its steps, ours computes it before them."""
     made, dtype = shape(size.model), "bfloat16" if peers.DEVICE == "cuda" else "float32"
     data = pairs(size.pairs, made.config.vocab_size)
-    micro = best([n for n in size.batches if n <= BATCH], lambda n: trl(made, data[:BATCH], precomputed, n))
+    micro = best(size.micro, lambda n: trl(made, data[:BATCH], precomputed, n))
     row = race(ours(made, data, dtype, not precomputed), trl(made, data, precomputed, micro), "tokens", size.repeats).row()
     per_token = flops.adapters(made.config, LORA) + (0 if precomputed else flops.FORWARD * flops.layers(made.config))
     shared = tokens(data) - sum(len(a[0]) for a, _ in data)  # a prompt is computed once, and counted twice in the rate

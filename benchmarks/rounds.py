@@ -31,9 +31,9 @@ def refinement(size: Size) -> dict[str, Any]:
         Ours(made, data, 1, size.slots, k=2),
         ours_scored(made, asked, dtype())[0],
     ]
-    sizes = [n for n in size.batches if n <= min(BATCH, half)]
     trained = lambda part: lambda n: peers.sft(made, part, BATCH, n)
     proposed = lambda part: lambda n: sampled(made, part, 1, n)
     parts = [make(part) for make in (trained, proposed) for part in halves] + [lambda n: peer_scored(made, asked, dtype(), n)[0]]
-    peer = [part(best(sizes, part)) for part in parts]
+    tried = [size.micro, size.micro, size.batches, size.batches, size.micro]
+    peer = [part(best([n for n in sizes if n <= half], part)) for part, sizes in zip(parts, tried, strict=True)]
     return race(in_turn(ours, float(count)), in_turn(peer, float(count)), "labels", size.repeats).row()

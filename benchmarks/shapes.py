@@ -50,15 +50,16 @@ class Size:
     pairs: int
     scored: int
     queue: int
-    batches: tuple[int, ...]  # a peer's batch sizes to try
+    micro: tuple[int, ...]  # what to try as a peer's batch in training and scoring
+    batches: tuple[int, ...]  # and in decoding
     slots: int
     repeats: int
 
 
 SIZES = {
-    "cpu": Size("cpu", "mistral", "gemma", 8, 256, 64, 64, 64, 100, 3736, (4, 16, 32), 32, 5),
-    "smoke": Size("smoke", "mistral", "gemma", 4, 128, 32, 12, 32, 16, 1024, (8,), 16, 3),
-    "gpu": Size("gpu", "mistral-7b", "gemma-2b", 8, 1024, 256, 1000, 64, 1000, 3736, (8, 16), 256, 5),
+    "cpu": Size("cpu", "mistral", "gemma", 8, 256, 64, 64, 64, 100, 3736, (1, 4, 16), (16, 32, 64), 32, 5),
+    "smoke": Size("smoke", "mistral", "gemma", 4, 128, 32, 12, 32, 16, 1024, (4,), (8,), 16, 3),
+    "gpu": Size("gpu", "mistral-7b", "gemma-2b", 8, 1024, 256, 1000, 64, 1000, 3736, (4, 8), (64, 128), 256, 5),
 }
 
 

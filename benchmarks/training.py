@@ -104,7 +104,7 @@ def sft_epoch(size: Size, released: bool) -> dict[str, Any]:
     dtype = "bfloat16" if peers.DEVICE == "cuda" else "float32"
     data = texts(size.examples, made.config.vocab_size)
     trial = Texts(data.questions[:BATCH], data.answers[:BATCH])
-    micro = 1 if released else best(size.batches, lambda n: peers.sft(made, trial, BATCH, n))
+    micro = 1 if released else best(size.micro, lambda n: peers.sft(made, trial, BATCH, n))
     row = race(epoch(made, [data.samples], dtype), peers.sft(made, data, BATCH, micro), "tokens", size.repeats).row()
     return row | {"peer_batch": micro, "roof": _roof(flops.adapters(made.config, LORA) * row["ours"], dtype)}
 
@@ -175,7 +175,7 @@ def scoring(size: Size) -> dict[str, Any]:
     made, dtype = shape(size.model), "bfloat16" if peers.DEVICE == "cuda" else "float32"
     rows = comparisons(texts(size.scored, made.config.vocab_size), 2 * size.scored)
     ours, mine = ours_scored(made, rows, dtype)
-    batch = best(size.batches, lambda n: peer_scored(made, rows, dtype, n)[0])
+    batch = best(size.micro, lambda n: peer_scored(made, rows, dtype, n)[0])
     peer, theirs = peer_scored(made, rows, dtype, batch)
     row = race(ours, peer, "comparisons", size.repeats).row()
     agree("mean probability", float(np.mean(mine)), float(np.mean(theirs)), 1e-3)

@@ -166,8 +166,8 @@ def _compute(config: ConfigDict) -> None:
 def _sharding(config: ConfigDict) -> None:
     config.sharding = ConfigDict()  # how work is split over devices: changes no result beyond rounding. Sizes of the mesh; 0: chosen
     config.sharding.data = 0  # devices that split rows and each hold all weights
-    config.sharding.fsdp = 0  # devices that split rows and weights; 0: as few as the largest model's training needs
-    config.sharding.tensor = 0  # devices that split heads, MLP and vocabulary; 0: 1
+    config.sharding.fsdp = 0  # devices that split rows and weights; 0: what the largest model's training needs beside tensor
+    config.sharding.tensor = 0  # devices that split heads, MLP and vocabulary; 0: what the largest model's training needs, up to 8
     config.sharding.rules = ConfigDict()  # which mesh axes split what: some of data, fsdp, tensor; empty: none; auto: tensor, if it divides
     config.sharding.rules.batch = "data,fsdp"  # rows
     config.sharding.rules.embed = "fsdp"  # weights along the model's width

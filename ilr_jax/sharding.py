@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor")
+NODE = 8  # devices with fast links between all of them
 # Logical axes of a weight's last dimensions; leading ones (adapters, layers) are never split. Norms are whole everywhere.
 KERNELS = {
     "q_proj": ("embed", "heads"),
@@ -127,8 +128,10 @@ def choose(
 
     `sizes` of the mesh axes, 0: open. `needed`: for each model how many units each logical axis has (heads, not their width). `devices` are
     those of this machine, or described ones.
-    Open: `fsdp` is the smallest divisor of the devices for which the largest model's training `weights` [bytes] take half of a device's
-    `memory` [bytes]; what is left is `data`. Raises ValueError for axes that do not divide what they split, or more devices than there are.
+    Open: `tensor` times `fsdp` is the smallest divisor of the devices for which the largest model's training `weights` [bytes] take half
+    of a device's `memory` [bytes]; of it `tensor` is as much as divides heads and MLP of all models, up to `NODE`, since weights split by
+    `fsdp` are gathered for every token that is decoded; what is left is `data`. Raises ValueError for axes that do not divide what they
+    split, or more devices than there are.
     """
     devices = jax.devices() if devices is None else devices
     mesh_sizes = _sizes(sizes, len(devices), needed, weights, memory)
@@ -154,11 +157,16 @@ def _sizes(sizes: Mapping[str, int], devices: int, needed: Sequence[Mapping[str,
             f"sharding: wanted {' x '.join(f'{n}={s}' for n, s in sizes.items() if s)} to be at most, and with an open axis to divide, "
             f"the {devices} devices; got {given}"
         )
-    left, tensor = devices // given, sizes["tensor"] or 1
-    fits = lambda n: left % n == 0 and all(model["embed"] % n == 0 for model in needed)
-    options = [n for n in range(1, left + 1) if fits(n)]
-    enough = [n for n in options if weights / (n * tensor) <= memory / 2]
-    fsdp = sizes["fsdp"] or (left if sizes["data"] else (enough or options[-1:])[0])
+    left = devices // given
+    divides = lambda n, *names: all(model[name] % n == 0 for model in needed for name in names)
+    tensors = [n for n in range(1, NODE + 1) if divides(n, "heads", "mlp")] if not sizes["tensor"] else [1]
+    fsdps = [n for n in range(1, left + 1) if divides(n, "embed")] if not sizes["fsdp"] else [1]
+    pairs = [(t, f) for t in tensors for f in fsdps if left % (t * f) == 0 and (not sizes["data"] or t * f == left)]
+    pairs = pairs or [(1, 1 if sizes["fsdp"] else left)]  # which `choose` refuses, with what would work
+    pieces = max(1, sizes["tensor"]) * max(1, sizes["fsdp"])
+    enough = [pair for pair in pairs if weights / (prod(pair) * pieces) <= memory / 2]
+    tensor, fsdp = min(enough, key=lambda pair: (prod(pair), pair[1])) if enough else max(pairs, key=lambda pair: (prod(pair), pair[0]))
+    tensor, fsdp = sizes["tensor"] or tensor, sizes["fsdp"] or fsdp
     return {"data": sizes["data"] or devices // (fsdp * tensor), "fsdp": fsdp, "tensor": tensor}
 
 

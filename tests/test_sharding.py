@@ -225,11 +225,13 @@ def test_what_cannot_be_split_is_named(mesh, rules, message):
     ("sizes", "weights", "wanted"),
     [
         ((0, 0, 0), 100, (8, 1, 1)),  # fits one device
-        ((0, 0, 0), 1500, (2, 4, 1)),
-        ((0, 0, 0), 10**9, (1, 8, 1)),  # fits nowhere: as many pieces as there are devices
+        ((0, 0, 0), 1500, (2, 1, 4)),
+        ((0, 0, 1), 1500, (2, 4, 1)),
+        ((0, 0, 0), 10**9, (1, 2, 4)),  # fits nowhere: as many pieces as there are devices, four of them for the four heads
         ((0, 0, 2), 1500, (2, 2, 2)),
-        ((0, 2, 0), 10**9, (4, 2, 1)),
-        ((2, 0, 0), 1, (2, 4, 1)),
+        ((0, 2, 0), 10**9, (1, 2, 4)),
+        ((2, 0, 0), 1, (2, 1, 4)),
+        ((2, 0, 1), 1, (2, 4, 1)),
         ((2, 1, 1), 1, (2, 1, 1)),  # fewer devices than there are
     ],
 )

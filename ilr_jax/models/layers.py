@@ -25,13 +25,14 @@ Remember = Callable[[Array, Array], tuple[tuple[KeyValues, ...], Any]]
 
 
 class Linear(nnx.Module):
-    """A bias-free linear layer; the kernel is [inputs, outputs], the transpose of the HF layout."""
+    """A bias-free linear layer; the kernel is [inputs, outputs], the transpose of the HF layout, or one such for each of K row groups."""
 
     def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs, dtype: DTypeLike):
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), (inputs, outputs), dtype) * jnp.asarray(INIT_STD, dtype))
 
     def __call__(self, x: Float[Array, "N T D"], added: Float[Array, "N T F"] | None = None) -> Float[Array, "N T F"]:
-        y = matmul(x.reshape(-1, x.shape[-1]), self.kernel[...]).reshape(*x.shape[:2], -1)
+        kernel = self.kernel[...]
+        y = matmul(x.reshape(*kernel.shape[:-2], -1, x.shape[-1]), kernel).reshape(*x.shape[:2], -1)
         return checkpoint_name(y if added is None else y + added, LINEAR)
 
 

@@ -26,9 +26,9 @@ from ilr_jax.sample.slots import Compute
 from ilr_jax.sharding import Layout, constrain_weights
 
 
-@partial(jax.jit, static_argnames=("lora", "layout"))
-def _merge(params: Any, adapters: Adapters, lora: Lora, layout: Layout | None) -> Any:
-    return constrain_weights(layout, lora_.merge(params, adapters, lora))
+@partial(jax.jit, static_argnames=("lora", "layout", "index"))
+def _merge(params: Any, adapters: Adapters, lora: Lora, layout: Layout | None, index: int | None = 0) -> Any:
+    return constrain_weights(layout, lora_.merge(params, adapters, lora, index))
 
 
 _prepare = jax.jit(lora_.prepare, static_argnames=("lora", "dtype"))
@@ -52,7 +52,8 @@ def generate(
 ) -> list[list[Completion]]:
     """The completions of each request, in the order of the requests: `settings.n` samples, or the one that beam search ranks first.
 
-    `adapters` [K, ...] come with their `lora`; None decodes with the bare `params`. A single adapter is merged into the weights.
+    `adapters` [K, ...] come with their `lora`; None decodes with the bare `params`. A single adapter is merged into the weights, and so is
+    each of several, on one device, where copies of the layers cost less than products with adapters beside them.
     Samples are drawn from `key` (or the key of a seed), the request's `id` and the sample's number, whatever else is being decoded. Any of
     `eos` ends an answer; `pad` is any id of the vocabulary and has no effect. `dtype` is that of the computation; `attention` is how
     prompts are read (decoding over the cache has one way); `layout` is how weights and cache are split over devices. `progress` names the
@@ -66,12 +67,31 @@ def generate(
         return []
     weights = (params, None)
     if adapters is not None and lora is not None:
-        weights = (_merge(params, adapters, lora, layout), None) if count == 1 else (params, _prepare(adapters, lora, dtype))
+        weights = _weights(config, params, adapters, lora, count, settings, dtype, layout)
     key = jax.random.key(key) if isinstance(key, int) else key
     common = Compute(config, jnp.dtype(dtype).name, attention, layout), weights, tuple(eos)
     machine = _samples(settings, key, *common) if isinstance(settings, SamplingSettings) else _beams(settings, *common)
     with Progress(progress or "", len(requests), "prompts", quiet=progress is None) as bar:
         return Engine(machine, requests, count, config.context, pad).run(bar)
+
+
+def _weights(
+    config: ModelConfig,
+    params: Any,
+    adapters: Adapters,
+    lora: Lora,
+    count: int,
+    settings: SamplingSettings | BeamSettings,
+    dtype: DTypeLike,
+    layout: Layout | None,
+) -> tuple[Any, Any]:
+    """Parameters and adapters as decoding reads them: merged, each into its own copy, or side by side."""
+    rows = settings.slots if isinstance(settings, SamplingSettings) else settings.prompts * settings.width
+    if count == 1:
+        return _merge(params, adapters, lora, layout), None
+    if layout is None and lora_.worth_merging(config, lora, count, rows):
+        return _merge(params, adapters, lora, None, index=None), None
+    return params, _prepare(adapters, lora, dtype)
 
 
 def _samples(settings: SamplingSettings, key: PRNGKeyArray, compute: Compute, weights: Any, eos: tuple[int, ...]) -> Machine:

@@ -110,3 +110,13 @@ def test_fresh_adapters_change_nothing_and_keys_decide(model):
 def test_bad_settings_are_refused(settings):
     with pytest.raises(ValueError, match="rank >= 1 and modules out of"):
         lora.Lora(**settings)
+
+
+def test_copies_are_worth_their_reading_where_layers_are_small():
+    """The embedded models' size against Mistral-7B's."""
+    sized = lambda **fields: config.from_fields(tiny.CONFIGS["mistral"] | fields)
+    small = sized(hidden_size=128, intermediate_size=352, num_attention_heads=4, num_key_value_heads=2, head_dim=32)
+    large = sized(hidden_size=4096, intermediate_size=14336, num_attention_heads=32, num_key_value_heads=8, head_dim=128)
+    wide = lora.Lora(64, 128.0)
+    assert lora.worth_merging(small, wide, 2, 128) and lora.worth_merging(small, wide, 10, 256)
+    assert not lora.worth_merging(small, lora.Lora(4, 8.0), 10, 128) and not lora.worth_merging(large, wide, 2, 256)

@@ -71,7 +71,10 @@ def test_a_sample_depends_on_its_request_and_number_only():
     assert tokens(run("mistral", REQUESTS, n=2, key=1)) != base
 
 
-def test_k_adapters_in_one_pass_equal_separate_runs():
+@pytest.mark.parametrize("merged", [False, True])
+def test_k_adapters_in_one_pass_equal_separate_runs(monkeypatch, merged):
+    """Each in a copy of the layers, or all beside one base."""
+    monkeypatch.setattr(lora, "worth_merging", lambda *_: merged)
     adapters, settings = tiny.adapters("llama", 3)
     requests = tiny.requests(10, adapters=3)
     together = tokens(run("llama", requests, adapters=adapters, lora=settings, slots=6))
@@ -83,12 +86,13 @@ def test_k_adapters_in_one_pass_equal_separate_runs():
     assert tokens(run("llama", [Request(r.tokens, 0, r.id) for r in requests])) != together
 
 
-def test_merging_a_single_adapter_changes_no_token():
+def test_merging_a_single_adapter_changes_no_token(monkeypatch):
+    monkeypatch.setattr(lora, "worth_merging", lambda *_: False)
     adapters, settings = tiny.adapters("llama", 1)
     config, params = tiny.CONFIGS["llama"], tiny.params("llama")
     how = SamplingSettings(WINDOW, slots=8, chunk=5, bucket=24)
     merged = generate(config, params, adapters, REQUESTS[:4], how, eos=EOS, lora=settings)
-    twice = jax.tree.map(lambda w: jnp.concatenate([w, w]), adapters)  # two adapters are never merged
+    twice = jax.tree.map(lambda w: jnp.concatenate([w, w]), adapters)  # beside one base
     assert tokens(generate(config, params, twice, REQUESTS[:4], how, eos=EOS, lora=settings)) == tokens(merged)
     assert tokens(generate(config, lora.merge(params, adapters, settings), None, REQUESTS[:4], how, eos=EOS)) == tokens(merged)
 

@@ -94,16 +94,6 @@ def test_unused_targets_reach_neither_loss_nor_gradient():
         np.testing.assert_array_equal(a, b)
 
 
-def jaxpr_shapes(jaxpr):
-    for equation in jaxpr.eqns:
-        yield from (v.aval.shape for v in equation.outvars)
-        for value in equation.params.values():
-            for inner in value if isinstance(value, (list, tuple)) else [value]:
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns"):
-                    yield from jaxpr_shapes(inner)
-
-
 @pytest.mark.parametrize("kind", ["sft", "dpo", "full"])
 def test_no_buffer_of_all_positions_by_vocabulary(kind):
     setup = tiny.FULL if kind == "full" else tiny.SETUP
@@ -114,7 +104,8 @@ def test_no_buffer_of_all_positions_by_vocabulary(kind):
     first = state.init(trainable, OptimizerConfig(), [9])
     traced = step.trace(first, frozen, batch)
     text = traced.lower().compile().as_text()
-    shapes = set(jaxpr_shapes(traced.jaxpr.jaxpr)) | {tuple(map(int, s.split(","))) for s in re.findall(r"\[(\d+(?:,\d+)+)\]", text)}
+    shapes = {v.aval.shape for equation in tiny.equations(traced.jaxpr.jaxpr) for v in equation.outvars}
+    shapes |= {tuple(map(int, s.split(","))) for s in re.findall(r"\[(\d+(?:,\d+)+)\]", text)}
     rows, places = 4, batch.places.shape[1]
     with_vocabulary = [s for s in shapes if tiny.VOCAB in s]
     assert (rows, setup.chunk, tiny.VOCAB) in with_vocabulary  # the chunks are seen, so a whole would be too

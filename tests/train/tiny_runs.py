@@ -124,3 +124,14 @@ def equal_bits(a, b) -> bool:
     leaves = [jax.tree.leaves(jax.tree.map(np.asarray, tree)) for tree in (a, b)]
     same = lambda x, y: x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
     return len(leaves[0]) == len(leaves[1]) and all(map(same, *leaves))
+
+
+def equations(jaxpr):
+    """All equations of a jaxpr and of those that it calls."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            for inner in value if isinstance(value, (list, tuple)) else [value]:
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from equations(inner)
