@@ -142,7 +142,7 @@ def beam(size: Size) -> dict[str, Any]:
     """Beam search of width 4 with the length rule of transformers, which has to find the very same tokens."""
     made, count = shape(size.model), max(4, size.prompts // 4)
     data = texts(count, made.config.vocab_size)
-    settings, params, found = BeamSettings(BEAM_WINDOW, BEAMS, "generated", prompts=size.slots // BEAMS), made.params(dtype()), {}
+    settings, params, found = BeamSettings(BEAM_WINDOW, BEAMS, "generated", prompts=size.slots // 2), made.params(dtype()), {}
     model = peers.model(made, dtype()).eval()
     order = sorted(range(count), key=lambda i: len(data.questions[i]))
 

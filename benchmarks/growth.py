@@ -126,13 +126,15 @@ def adapters(counts: Sequence[int] = (1, 2, 4, 8)) -> list[tuple[int, float]]:
 
 
 SHARDED = """
-import re, sys
-import jax
+import sys
 from benchmarks.growth import *
+from benchmarks.growth import _model
+from configs import base
 from ilr_jax import sharding
 n = int(sys.argv[1])
 config = _model()
-layout = sharding.choose({"data": 1, "fsdp": n, "tensor": 1}, {}, [config.units], 0, 2**40)
+rules = base.get_config().sharding.rules.to_dict()
+layout = sharding.choose({"data": 1, "fsdp": n, "tensor": 1}, rules, [config.units], 0, 2**40)
 tree = {"adapters": jax.eval_shape(lambda: lora.init(config, LORA, jax.random.split(jax.random.key(0), 1)))}
 placed = lambda tree: jax.tree.map(
     lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, sharding.shardings(layout, tree)
@@ -155,7 +157,7 @@ def collective_bytes(program: str) -> int:
     return found
 
 
-def devices(counts: Sequence[int] = (1, 2, 4, 8)) -> list[tuple[int, float]]:
+def devices(counts: Sequence[int] = (2, 4, 8)) -> list[tuple[int, float]]:
     """Bytes that a device gets in a step with weights split over so many emulated devices."""
     found = []
     for n in counts:
