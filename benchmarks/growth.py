@@ -245,7 +245,7 @@ def draw(curves: dict[str, list], path: Path) -> None:
         axis.plot([p[0] for p in points], [p[1] for p in points], marker="o")
         axis.set(xlabel=CURVES[name][1], ylabel=CURVES[name][2], ylim=(0, None), xlim=(0, None))
         axis.grid(alpha=0.3)
-    matplotlib.rcParams["svg.hashsalt"] = "ilr_jax"
+    matplotlib.rcParams |= {"svg.hashsalt": "ilr_jax", "svg.fonttype": "none"}
     figure.savefig(path, metadata={"Date": None})
 
 

@@ -13,7 +13,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from benchmarks import peers
 from benchmarks.measure import Side, agree, best, race
 from benchmarks.shapes import LORA, Shape, Size, shape, texts
-from benchmarks.training import BATCH, OPTIMIZER
+from benchmarks.training import BATCH, OPTIMIZER, roof
 from ilr_jax import batches
 from ilr_jax.batches import Epochs, Packing, Preference, Sample
 from ilr_jax.models import flops, lora
@@ -91,7 +91,7 @@ def epoch(size: Size, precomputed: bool) -> dict[str, Any]:
     row = race(ours(made, data, dtype, not precomputed), trl(made, data, precomputed, micro), "tokens", size.repeats).row()
     per_token = flops.adapters(made.config, LORA) + (0 if precomputed else flops.FORWARD * flops.layers(made.config))
     shared = tokens(data) - sum(len(a[0]) for a, _ in data)  # a prompt is computed once, and counted twice in the rate
-    return row | {"peer_batch": micro, "roof": {"kind": dtype, "rate": per_token * row["ours"] * shared / tokens(data)}}
+    return row | {"peer_batch": micro, "roof": roof(per_token * row["ours"] * shared / tokens(data), dtype)}
 
 
 epoch_precomputed = partial(epoch, precomputed=True)

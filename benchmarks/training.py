@@ -61,9 +61,9 @@ class TorchSteps:
         return self.work
 
 
-def full_rows(size: Size, dtype: str, remat: bool = False, wide: bool = False) -> dict[str, Any]:
+def full_rows(size: Size, dtype: str, remat: bool = False) -> dict[str, Any]:
     """A LoRA SFT step on full rows, the loss on every token but the first."""
-    made = shape(size.wide if wide else size.model)
+    made = shape(size.model)
     ids = np.random.default_rng(0).integers(4, made.config.vocab_size, (size.rows, size.length))
     tokens = float(ids.size)
     batch = batches.completions([(row[:1].tolist(), row[1:].tolist()) for row in ids], 0, "sequence")
@@ -73,10 +73,10 @@ def full_rows(size: Size, dtype: str, remat: bool = False, wide: bool = False) -
     peer = TorchSteps(model, lambda: model(input_ids=inputs, labels=inputs, use_cache=False).loss, tokens, dtype)
     row = race(ours, peer, "tokens", size.repeats).row()
     agree("loss of the last step", ours.loss, peer.loss, 1e-3 if dtype == "float32" else 2e-2)
-    return row | {"roof": _roof(flops.adapters(made.config, LORA) * row["ours"], dtype)}
+    return row | {"roof": roof(flops.adapters(made.config, LORA) * row["ours"], dtype)}
 
 
-def _roof(rate: float, dtype: str) -> dict[str, Any]:
+def roof(rate: float, dtype: str) -> dict[str, Any]:
     """FLOPs per second of useful work, to be compared with what products of matrices reach."""
     return {"kind": dtype, "rate": rate}
 
@@ -106,7 +106,7 @@ def sft_epoch(size: Size, released: bool) -> dict[str, Any]:
     trial = Texts(data.questions[:BATCH], data.answers[:BATCH])
     micro = 1 if released else best(size.micro, lambda n: peers.sft(made, trial, BATCH, n))
     row = race(epoch(made, [data.samples], dtype), peers.sft(made, data, BATCH, micro), "tokens", size.repeats).row()
-    return row | {"peer_batch": micro, "roof": _roof(flops.adapters(made.config, LORA) * row["ours"], dtype)}
+    return row | {"peer_batch": micro, "roof": roof(flops.adapters(made.config, LORA) * row["ours"], dtype)}
 
 
 def comparisons(data: Texts, count: int) -> list[batches.Verdict]:
@@ -132,7 +132,7 @@ def evaluator_step(size: Size) -> dict[str, Any]:
     peer = TorchSteps(model, lambda: model(input_ids=ids, attention_mask=mask, labels=labels).loss, tokens)
     row = race(ours, peer, "tokens", size.repeats).row()
     agree("loss of the last step", ours.loss, peer.loss, 2e-2)
-    return row | {"roof": _roof(flops.classifier(made.config) * row["ours"], "float32")}
+    return row | {"roof": roof(flops.classifier(made.config) * row["ours"], "float32")}
 
 
 def ours_scored(made: Shape, rows: list[batches.Verdict], dtype: str, batch: int = 16) -> tuple[Side, list[float]]:
@@ -180,7 +180,7 @@ def scoring(size: Size) -> dict[str, Any]:
     row = race(ours, peer, "comparisons", size.repeats).row()
     agree("mean probability", float(np.mean(mine)), float(np.mean(theirs)), 1e-3)
     rate = flops.FORWARD * flops.layers(made.config) * sum(len(ids) for ids, _ in rows) / len(rows) * row["ours"]
-    return row | {"peer_batch": batch, "roof": _roof(rate, dtype)}
+    return row | {"peer_batch": batch, "roof": roof(rate, dtype)}
 
 
 step_float32 = partial(full_rows, dtype="float32")

@@ -99,6 +99,7 @@ def score_fn(bench: Bench, model: Model, evaluator: Artifact) -> Callable[[Seque
     probabilities = steps.class_probabilities(bench.setup(model.config))
 
     def score(requests: Sequence[Request3]) -> Float[np.ndarray, " n"]:
+        """A probability a request, in their order."""
         out = np.full(len(requests), np.nan)
         with Progress("comparisons", len(requests), "scores") as progress:
             comparisons = [(ids, 0) for ids in model.tokenizer.comparisons(requests)]

@@ -36,6 +36,7 @@ def score_fn(bench: Bench, model: Model) -> ScoreFn:
     log_probs = steps.token_log_probs(bench.setup(model.config))
 
     def score(requests: Sequence[Request3]) -> Float[np.ndarray, " n"]:
+        """A probability a request, in their order."""
         asked = model.tokenizer.judgements([text(*request, bench.config.seed) for request in requests])
         odds = np.full(len(requests), np.nan)
         with Progress("comparisons", len(requests), "verdicts") as progress:

@@ -191,6 +191,7 @@ def advance(
     layers = slots.layers(model, adapters)
 
     def step(s: Beams) -> Beams:
+        """One token more for every running beam."""
         positions = jnp.repeat(s.starts + s.drawn, settings.width)[:, None]
         s, token = _choose(s, model.logits(s.hidden.reshape(-1, s.hidden.shape[2])), settings, eos)
         ancestors = s.ancestors.reshape(positions.shape[0], -1)

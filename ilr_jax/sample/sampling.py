@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 WINDOW = 64  # a nucleus is looked for among so many of the likeliest tokens first
-TRIANGLE = 1024
+TRIANGLE = 1024  # weights at most whose running sum is a product
 Rule = tuple[float, int | None, float]  # temperature, top-k, top-p
 
 

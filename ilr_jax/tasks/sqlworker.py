@@ -125,10 +125,11 @@ def _authorize(action: int, first: str | None, second: str | None, database: str
 
 @lru_cache(1)
 def _still() -> dict[str, Callable[..., Any]]:
-    """SQLite's own functions of time, as a second connection computes them, with a fixed time for now."""
+    """SQLite's own functions of time, computed by a connection apart, with a fixed time for now."""
     inner = sqlite3.connect(":memory:")
 
     def call(name: str, place: int, *values: Any) -> Any:
+        """What the function `name` gives, its time values beginning at argument `place`."""
         values = values if len(values) > place else (*values, "now")
         told = [
             NOW["current_timestamp"] if str(value).lower() == "now" and i in _times(name, place) else value
