@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,22 +60,76 @@ def _hashes(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): files.sha256_of(path) for path in paths}
 
 
-def save(folder: Path, step: int, tree: Any, note: Mapping[str, Any]) -> None:
-    """Commit `tree` (arrays) and `note` (JSON) as the state after `step` steps; the step before it stays, older ones go.
+class Saver:
+    """The saves of one run in `folder`, written while it goes on: when `begin` returns, the arrays are on the host and may be donated.
 
-    All or nothing: the numbered folder appears by a rename when its files and manifest are on the disk. StorageError if the disk refuses.
+    All processes use it alike. One save is under way at a time; leaving the block waits for it.
     """
-    target = (folder / "resume" / str(step)).resolve()
-    half = target.with_name(f"{step}.half")
-    body = {"step": step, "note": note, "arrays": _described(tree)}
-    with files.explained(target):
-        hosts.told(lambda: _cleared(target, half))
+
+    def __init__(self, folder: Path):
+        self._resume, self._writer = (folder / "resume").resolve(), ocp.StandardCheckpointer()
+        self._pool, self._under_way = ThreadPoolExecutor(1), None
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         try:
-            _write(half, tree)
-            hosts.told(lambda: _commit(half, target, body))
+            if kind is None:
+                self.finish()
         finally:
+            self._pool.shutdown()
+            self._writer.close()
+
+    def begin(self, step: int, tree: Any, note: Mapping[str, Any]) -> None:
+        """Commit `tree` (arrays) and `note` (JSON) as the state after `step` steps; the step before it stays, older ones go.
+
+        All or nothing: the numbered folder appears by a rename when its files and manifest are on the disk. StorageError if the disk
+        refuses, or refused the save before.
+        """
+        self.finish()
+        target = self._resume / str(step)
+        half = target.with_name(f"{step}.half")
+        body = {"step": step, "note": note, "arrays": _described(tree)}
+        with files.explained(target), _removed(half):
+            hosts.told(lambda: _cleared(target, half))
+            with _as_the_system_said():
+                self._writer.save(half / "tree", tree)
+        self._under_way = target, self._pool.submit(self._committed, half, target, body)
+
+    def finish(self) -> None:
+        """Wait until the save that is under way is committed."""
+        if self._under_way is None:
+            return
+        (target, done), self._under_way = self._under_way, None
+        with files.explained(target):
+            hosts.told(done.result)
+            done.result()
+
+    def _committed(self, half: Path, target: Path, body: Mapping[str, Any]) -> None:
+        """On a thread: orbax is done in process 0 once it is in all."""
+        with _removed(half):
+            with _as_the_system_said():
+                self._writer.wait_until_finished()
             if hosts.leads():
-                shutil.rmtree(half, ignore_errors=True)  # a half save would keep a full disk full
+                _commit(half, target, body)
+
+
+def save(folder: Path, step: int, tree: Any, note: Mapping[str, Any]) -> None:
+    """One save, waited for: see `Saver.begin`."""
+    with Saver(folder) as saver:
+        saver.begin(step, tree, note)
+
+
+@contextmanager
+def _removed(half: Path) -> Iterator[None]:
+    """Without what is left of a save that failed: it would keep a full disk full."""
+    try:
+        yield
+    except BaseException:
+        if hosts.leads():
+            shutil.rmtree(half, ignore_errors=True)
+        raise
 
 
 def _cleared(target: Path, half: Path) -> None:
@@ -103,11 +158,12 @@ def _quiet(name: str) -> Iterator[None]:
         logger.disabled = before
 
 
-def _write(folder: Path, tree: Any) -> None:
-    """The arrays, each process those of its devices."""
+@contextmanager
+def _as_the_system_said() -> Iterator[None]:
+    """With errors of the disk as OSError, which orbax wraps."""
     try:
-        with _quiet("absl"), ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(folder / "tree", tree)
+        with _quiet("absl"):
+            yield
     except ValueError as error:  # so orbax reports what the system said
         number = re.search(r"os_error_code='(\d+)'", str(error))
         if number is None:

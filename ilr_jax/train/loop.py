@@ -19,12 +19,13 @@ import jax.numpy as jnp
 
 from ilr_jax import files, hosts, interruption
 from ilr_jax.train import checkpoint
+from ilr_jax.train.checkpoint import Saver
 from ilr_jax.train.journal import Journal
 from ilr_jax.train.state import Trainable, TrainState
 from ilr_jax.train.steps import Step
 
 AHEAD = 2
-PAUSE = 20  # times what the last save took: saving never eats more than a twentieth of a run
+PAUSE = 20  # times what the last save held the run up: saving never eats more than a twentieth of it
 _copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
@@ -39,7 +40,7 @@ class Fitted(NamedTuple):
 
 @dataclass
 class _Run:
-    """What a save holds: the state, and what early stopping remembers; and when it was saved and how long that took."""
+    """What a save holds: the state, and what early stopping remembers; and when it was saved and how long that held the run up."""
 
     state: TrainState
     best_tree: Any
@@ -61,9 +62,11 @@ class _Run:
         waited = time.monotonic() - self.saved
         return waited >= max(seconds, PAUSE * self.took) or (steps is not None and self.done % steps == 0)
 
-    def save(self, folder: Path) -> None:
+    def save(self, saver: Saver, wait: bool) -> None:
         note, start = {"best": self.best, "best_step": self.best_step, "bad": self.bad}, time.monotonic()
-        checkpoint.save(folder, self.done, {"state": self.state, "best": self.best_tree}, note)
+        saver.begin(self.done, {"state": self.state, "best": self.best_tree}, note)
+        if wait:
+            saver.finish()
         self.saved = time.monotonic()
         self.took = self.saved - start
 
@@ -131,7 +134,7 @@ def fit(
     The state is donated, so that it is in memory once: do not use it, or what it was made from, afterwards. `put` moves a batch to the
     devices. `validate` gives a loss every `validate_every` steps and at the end; after `patience` of them that are no better than the best,
     training stops, and the best weights are returned. `on_snapshot(i, trainable)` gets a copy after i/`snapshots` of the steps; after a
-    kill it may be called again, with the same. Saves every `save_seconds` (less often where saving is slow) or `save_steps`. Writes
+    kill it may be called again, with the same. Saves every `save_seconds` (less often where that holds it up) or `save_steps`. Writes
     `metrics.jsonl` and `tensorboard/` into `folder`. A signal to any process makes all save after the same step and raise Interrupted,
     where `interruption` listens. Raises NonFiniteLoss, StorageError, and what `batch_at` raises.
     """
@@ -142,7 +145,7 @@ def fit(
     run = _start(state, folder, keep_best=validate is not None)
     late, agreed = [], hosts.voting()
     batches = _ahead(lambda i: put(batch_at(i)), run.done, steps)
-    with Journal(folder, name, run.done, steps) as journal, closing(batches), interruption.held() as noticed:
+    with Journal(folder, name, run.done, steps) as journal, closing(batches), interruption.held() as noticed, Saver(folder) as saver:
         while run.done < steps and run.bad < patience:
             run.state, metrics = step_fn(run.state, frozen, next(batches))
             run.done += 1
@@ -162,7 +165,7 @@ def fit(
             if saving or stopping:
                 _report(journal, late, 0)
                 journal.sync()
-                run.save(folder)
+                run.save(saver, wait=stopping)
             if stopping:
                 raise interruption.told(f"{name} is saved after step {run.done}")
     if run.best is not None:

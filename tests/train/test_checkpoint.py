@@ -1,8 +1,10 @@
 """A save comes back bit for bit or not at all: kills, flipped bits, missing files and full disks."""
 
+import errno
 import hashlib
 import resource
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -117,6 +119,38 @@ def test_a_full_disk_is_named_and_the_save_before_stays(tmp_path, capfd, caplog)
     assert "Traceback" not in "".join([*capfd.readouterr(), caplog.text])  # the error says it all
     assert [p.name for p in (tmp_path / "resume").iterdir()] == ["1"]
     assert tiny.equal_bits(checkpoint.restore(tmp_path, jax.tree.map(jnp.copy, big))[1], big)
+
+
+def test_a_save_is_written_while_the_run_goes_on_and_holds_what_it_was_given(tmp_path, monkeypatch):
+    commit, may = checkpoint._commit, threading.Event()
+    monkeypatch.setattr(checkpoint, "_commit", lambda *args: (may.wait(60), commit(*args)))
+    step = jax.jit(lambda tree: jax.tree.map(lambda x: x * 2, tree), donate_argnums=0)
+    tree = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(2000, 1000)).astype(np.float32)), "n": jnp.ones(3)}
+    kept = jax.tree.map(lambda x: np.array(x, copy=True), tree)
+    with checkpoint.Saver(tmp_path) as saver:
+        saver.begin(1, tree, {"at": "start"})
+        for _ in range(5):
+            tree = step(tree)
+        assert not (tmp_path / "resume" / "1").exists()  # nothing counts as saved before its manifest is there
+        may.set()
+        saver.begin(2, tree, {})  # waits for the one before
+        assert (tmp_path / "resume" / "1").exists()
+        (tmp_path / "first").mkdir()
+        shutil.copytree(tmp_path / "resume" / "1", tmp_path / "first" / "resume" / "1")
+    for folder, wanted, note in ((tmp_path / "first", kept, {"at": "start"}), (tmp_path, tree, {})):
+        _, found, told = checkpoint.restore(folder, jax.tree.map(jnp.zeros_like, kept))
+        assert tiny.equal_bits(found, wanted) and told == note
+
+
+def test_a_disk_that_fails_in_the_background_is_told_by_the_next_save(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_commit", full)
+    with pytest.raises(StorageError, match="could not write .*resume/1"), checkpoint.Saver(tmp_path) as saver:
+        saver.begin(1, shifted(1), {})
+        saver.begin(2, shifted(2), {})
+    assert not any((tmp_path / "resume").iterdir())
 
 
 def test_trained_weights_round_trip_and_have_the_same_bytes_in_any_order(tmp_path):

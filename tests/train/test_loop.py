@@ -143,7 +143,7 @@ def test_slow_saves_come_less_often(tmp_path, monkeypatch):
     clock, saved = [0.0], []
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock[0]))
 
-    def save(folder, step, tree, note):
+    def begin_save(saver, step, tree, note):
         clock[0] += 0.5
         saved.append(step)
 
@@ -151,7 +151,7 @@ def test_slow_saves_come_less_often(tmp_path, monkeypatch):
         clock[0] += 1
         return toy_step(*args)
 
-    monkeypatch.setattr(loop.checkpoint, "save", save)
+    monkeypatch.setattr(loop.Saver, "begin", begin_save)
     run = lambda name, **o: loop.fit(step, begin(total=30), {}, batch_at, 30, folder=tmp_path / name, **o)
     run("often", save_seconds=2.0)
     assert saved == [2, 12, 22]
