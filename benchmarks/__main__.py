@@ -1,4 +1,4 @@
-"""Runs the benchmarks, each in a process of its own, and keeps the figures: python -m benchmarks [CASE ...] [--size=cpu|smoke|gpu].
+"""Runs the benchmarks, each in a process of its own, and keeps the figures: python -m benchmarks [CASE ...] [--size=cpu|smoke].
 
 `--check` fails where a ratio is beyond its floor in two tries one after the other; `--write` makes docs/performance.md of what is kept.
 """
@@ -40,7 +40,7 @@ def main() -> int:
     """Measure, print, keep; 1 where a floor is missed and `--check` asks."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"all unless named: {', '.join(CASES)}")
-    parser.add_argument("--size", default="cpu", choices=("cpu", "smoke", "gpu"))
+    parser.add_argument("--size", default="cpu", choices=("cpu", "smoke"))
     parser.add_argument(
         "--json", type=Path, help="where figures are kept; those of other cases stay. Default: benchmarks/results/SIZE.json"
     )

@@ -42,12 +42,12 @@ class Ours:
     With k > 1 adapters, each answers its share of the questions; a single one would be merged, and costs nothing.
     """
 
-    def __init__(self, made: Shape, data: Texts, n: int, slots: int, k: int = 1):
+    def __init__(self, made: Shape, data: Texts, n: int, slots: int, k: int = 1, params: Any = None):
         self.data, self.made, self.k = data, made, k
         settings = SamplingSettings(WINDOW, TEMPERATURE, n=n, slots=slots)
         compute = Compute(made.config, dtype())
         prepared = lora.prepare(made.adapters(k)["adapters"], LORA, jnp.dtype(dtype())) if k > 1 else None
-        weights = (made.params(dtype()), prepared)
+        weights = (made.params(dtype()) if params is None else params, prepared)
         machine = Machine(
             blank=lambda rows, length: rollout.blank(compute, rows, length, WINDOW),
             admit=lambda state, fill: rollout.admit(compute, weights, state, fill, jax.random.key(0)),

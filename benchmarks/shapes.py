@@ -1,7 +1,7 @@
 """What is measured on: models of random weights that both sides load from one folder, and questions and answers of GSM8K's lengths."""
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -59,23 +59,27 @@ class Size:
 SIZES = {
     "cpu": Size("cpu", "mistral", "gemma", 8, 256, 64, 64, 64, 100, 3736, (1, 4, 16), (16, 32, 64), 32, 5),
     "smoke": Size("smoke", "mistral", "gemma", 4, 128, 32, 12, 32, 16, 1024, (4,), (8,), 16, 3),
-    "gpu": Size("gpu", "mistral-7b", "gemma-2b", 8, 1024, 256, 1000, 64, 1000, 3736, (4, 8), (64, 128), 256, 5),
 }
 
 
 class Shape:
-    """A model of random weights: its folder in the HF layout, its config, and its parameters."""
+    """A model of random weights: its config, its parameters, and for the other side its folder in the HF layout."""
 
     def __init__(self, name: str):
-        self._home = TemporaryDirectory(prefix="benchmark-")
-        self.folder = Path(self._home.name) / "model"
+        self.name = name
         self.config: ModelConfig = configs.from_fields(MODELS[name])
-        # In bfloat16, so that both sides have the same numbers in either dtype.
-        hf.save_model(self.folder, self.config, decoder.init(self.config, jax.random.key(0), "bfloat16"))
+        self._home = TemporaryDirectory(prefix="benchmark-")
 
     def params(self, dtype: str) -> Any:
-        """The parameters on our side."""
-        return hf.load(self.folder, dtype=dtype)[1]
+        """The parameters on our side; made in bfloat16, so that both sides have the same numbers in either dtype."""
+        return jax.tree.map(lambda x: x.astype(dtype), decoder.init(self.config, jax.random.key(0), "bfloat16"))
+
+    @cached_property
+    def folder(self) -> Path:
+        """The model's folder."""
+        folder = Path(self._home.name) / "model"
+        hf.save_model(folder, self.config, self.params("bfloat16"))
+        return folder
 
     def adapters(self, k: int = 1) -> dict[str, Any]:
         """K fresh adapters on our side."""

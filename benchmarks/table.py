@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.cases import CASES, Case
@@ -36,11 +37,17 @@ def _machine(rows: Mapping[str, Mapping[str, Any]]) -> str:
     seen = {(r["machine"]["cpu"], r["machine"]["cores"], r["machine"]["device"]) for r in rows.values()}
     if len(seen) > 1:
         raise SystemExit(f"wanted results of one machine in one file, got {sorted(seen)}; measure them again on one")
-    of, roof = row["machine"], row["roofs"]
+    of = row["machine"]
     where = f"{of['cpu']}, {of['cores']} cores" + ("" if of["device"] == "cpu" else f", {of['device']}")
     versions = ", ".join(f"{name} {version}" for name, version in of["versions"].items() if version)
-    rates = f"products of matrices {roof['float32'] / 1e9:,.0f} GFLOP/s in float32 and {roof['bfloat16'] / 1e9:,.0f} in bfloat16"
-    return f"Measured on {where} ({row['date'][:10]}); {versions}. Roofs: {rates}, memory {roof['bytes'] / 1e9:.0f} GB/s."
+    roof = {kind: _roof(rows, kind) for kind in ("float32", "bfloat16", "bytes")}
+    rates = f"products of matrices {roof['float32']} GFLOP/s in float32 and {roof['bfloat16']} in bfloat16, memory {roof['bytes']} GB/s"
+    return f"Measured on {where} ({row['date'][:10]}); {versions}. Roofs, medians of the rows that name them: {rates}."
+
+
+def _roof(rows: Mapping[str, Mapping[str, Any]], kind: str) -> str:
+    found = [row["roofs"][kind] / 1e9 for row in rows.values() if row.get("roof", {}).get("kind") == kind]
+    return f"{median(found):,.0f}" if found else "?"
 
 
 def figures(results: Path) -> str:

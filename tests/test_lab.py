@@ -4,7 +4,6 @@ import dataclasses
 import os
 import subprocess
 import sys
-import types
 
 import numpy as np
 import pytest
@@ -263,17 +262,6 @@ def test_adapters_sit_where_they_are_told(lab):
     assert lab.bench.lora.modules == ALL_LINEAR
     lab.config.lora.modules = "q_proj, v_proj"
     assert lab.bench.lora.modules == ("q_proj", "v_proj")
-
-
-@pytest.mark.parametrize(("capability", "limit"), (("8.0", 128), ("9.0", 256)))
-def test_heads_too_wide_for_cudnn_are_refused_at_once(lab, monkeypatch, capability, limit):
-    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
-    monkeypatch.setattr("jax.devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
-    lab.config.compute.attention = "cudnn"
-    model = lambda head_dim: dataclasses.replace(lab.model("weak").config, head_dim=head_dim)
-    lab.bench.check([model(8), model(limit)])
-    with pytest.raises(ValueError, match=f"wanted heads of at most {limit} .* {capability}, got {limit + 8}"):
-        lab.bench.check([model(8), model(limit + 8)])
 
 
 OFFLINE = """

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ilr_jax.models.platform import platform
 from ilr_jax.plan import __main__ as plan
 from ilr_jax.plan import chips, hlo
 
@@ -141,6 +142,18 @@ def test_the_tpu_compilers_estimates_of_a_product_and_of_a_sum_are_near_their_ro
 
 class Named:
     field = "compute.slots"
+
+
+@pytest.mark.parametrize("topology, kind", [("v5e:1x1", "tpu"), ("cpu:1", "cpu")])
+def test_programs_are_traced_for_the_devices_that_are_described(topology, kind, monkeypatch, capsys):
+    def row(program, *_):
+        raise ValueError(f"{program.stage} for a {platform()}")
+
+    monkeypatch.setattr(plan, "_prepare", lambda *_: None)
+    monkeypatch.setattr(plan, "_devices", lambda *_: jax.devices()[:1])
+    monkeypatch.setattr(plan, "_row", row)
+    assert plan.run([*FLAGS, f"--topology={topology}"]) == 2
+    assert capsys.readouterr().err.endswith(f"error: weak SFT for a {kind}\n") and platform() == "cpu"
 
 
 def test_what_does_not_fit_says_what_to_change():

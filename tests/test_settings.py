@@ -46,7 +46,7 @@ def changed(**fields):
         ("endpoint__timeout", 0.0, "above 0"),
         ("endpoint__workers", 0, "at least 1"),
         ("compute__dtype", "bfloat", "did you mean 'bfloat16'"),
-        ("compute__attention", "flash", "gemm, xla, cudnn"),
+        ("compute__attention", "flash", "auto, gemm, xla, cudnn"),
         ("compute__remat", "dot", "did you mean 'dots'"),
         ("alpha", 1.5, "0 to 1; got 1.5"),
         ("alpha", float("nan"), "0 to 1; got nan"),
@@ -119,7 +119,9 @@ def test_smoothing_belongs_to_two_losses(loss, smoothing, message):
 
 def test_the_table_is_that_of_the_code_and_names_fields_of_the_config():
     assert tuple(rounds.METHODS) == settings.METHODS and tuple(TRANSFORMS) == settings.OPTIMIZERS
-    assert settings.CHOICES["compute.attention"] == get_args(Implementation) and settings.CHOICES["compute.remat"] == get_args(Remat)
+    assert settings.CHOICES["compute.attention"] == ("auto", *get_args(Implementation)) and settings.CHOICES["compute.remat"] == get_args(
+        Remat
+    )
     assert settings.CHOICES["dpo.loss"] == tuple(PREFERENCE_LOSSES) and settings.CHOICES["refine.rule"] == RULES
     config = base.get_config()
     assert settings.check(config) == ["ilr"] and all(settings._value(config, name) is not None for name in settings.BOUNDS)

@@ -131,6 +131,7 @@ def _devices(chip: Chip | None, shape: tuple[int, ...]) -> list[Any]:
 def planned(config: Any, chip: Chip | None, shape: tuple[int, ...], options: argparse.Namespace) -> Iterator[Row]:
     """A row of figures for every program of the experiment, as it is compiled."""
     from ilr_jax import roles
+    from ilr_jax.models.platform import described
     from ilr_jax.plan.programs import Load, Planned
     from ilr_jax.stages import Bench
     from ilr_jax.store import Store
@@ -146,7 +147,9 @@ def planned(config: Any, chip: Chip | None, shape: tuple[int, ...], options: arg
     for program in Planned(bench, models, load, devices).programs():
         if options.only in program.stage:
             print(f"{program.stage} ...", file=sys.stderr, flush=True)
-            yield _row(program, chip, bench.layout, len(devices))
+            with described("tpu" if chip and chip.clock else None):
+                row = _row(program, chip, bench.layout, len(devices))
+            yield row
 
 
 def _row(program: Any, chip: Chip | None, layout: Any, count: int) -> Row:

@@ -201,7 +201,7 @@ class Planned:
         return Program(stage, lower, -(-requests // n), self._forward(role, batch.rows.tokens.size), False, "compute.score_batch")
 
     def _compute(self, role: str) -> Compute:
-        return Compute(self.models[role], self.bench.dtype, self.bench.config.compute.attention, self._layout)
+        return Compute(self.models[role], self.bench.dtype, self.bench.attention(self.models[role]), self._layout)
 
     def _decoder(self, role: str, k: int) -> tuple[Any, Any]:
         """Weights as decoding has them: one adapter is merged."""

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from ilr_jax.models.platform import platform
+
 WINDOW = 64  # a nucleus is looked for among so many of the likeliest tokens first
 TRIANGLE = 1024  # weights at most whose running sum is a product
 Rule = tuple[float, int | None, float]  # temperature, top-k, top-p
@@ -113,6 +115,8 @@ def draw(
     if top_p >= 1:
         return _two_levels(weigh(), u)
     total = jnp.sum(weigh(), axis=1, keepdims=True)
+    if platform() == "gpu":  # where 30 passes over the weights take half as long as finding the 64 likeliest (H100, 256 x 32,000)
+        return _above_threshold(weigh(), u, total, top_p)
     tokens, spilled = _nucleus(scaled, min(WINDOW, vocabulary), u, total, top_p)
     wide = lambda: _above_threshold(weigh(), u, total, top_p)  # weighed again: the usual case need not write the weights
     return jnp.where(spilled, jax.lax.cond(jnp.any(spilled), wide, lambda: tokens), tokens)

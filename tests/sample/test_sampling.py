@@ -9,10 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ilr_jax.models.platform import described
 from ilr_jax.sample import sampling
 
 N = 2000
 EVEN = (np.arange(N, dtype=np.float32) + 0.5) / N
+
+
+@pytest.fixture(params=["cpu", "gpu"])
+def ways(request):
+    """A nucleus is found in different ways on different devices."""
+    with described(request.param):
+        yield
 
 
 def logits(vocabulary: int, seed: int = 0, spread: float = 2.0) -> np.ndarray:
@@ -45,6 +53,7 @@ def test_two_level_draw_is_exact(vocabulary, temperature):
 @pytest.mark.parametrize(
     "rule", [(1.0, 5, 1.0), (0.7, 40, 0.8), (1.0, None, 0.5), (1.5, None, 0.95), (1.0, 1, 1.0), (1.0, None, 1e-6), (2.0, 5000, 0.95)]
 )
+@pytest.mark.usefixtures("ways")
 def test_cuts_are_exact(rule):
     row = logits(700)
     assert np.abs(counts(row, *rule) - N * expected(row, *rule)).max() < 1.5
@@ -58,6 +67,7 @@ def test_top_k_comes_before_top_p():
 
 @pytest.mark.parametrize("vocabulary", [700, 1500])
 @pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.usefixtures("ways")
 def test_nucleus_wider_than_the_window_is_exact(vocabulary, ties):
     row = logits(vocabulary, spread=0.3)
     row = np.round(row * 4) / 4 if ties else row
@@ -65,12 +75,14 @@ def test_nucleus_wider_than_the_window_is_exact(vocabulary, ties):
     assert np.abs(counts(row, 1.0, None, 0.9) - N * expected(row, 1.0, None, 0.9)).max() < 1.5
 
 
+@pytest.mark.usefixtures("ways")
 def test_nucleus_of_everything_that_is_possible():
     row = np.full(300, -np.inf, np.float32)
     row[50:250] = 0.0
     assert set(np.flatnonzero(counts(row, 1.0, None, 1 - 1e-7))) <= set(range(50, 250))
 
 
+@pytest.mark.usefixtures("ways")
 def test_a_wide_neighbour_changes_nothing():
     narrow, wide = logits(700, spread=5.0), logits(700, spread=0.1)
     u = jnp.asarray(np.linspace(0, 0.999, 50, dtype=np.float32))
@@ -81,6 +93,7 @@ def test_a_wide_neighbour_changes_nothing():
 
 
 @pytest.mark.parametrize("rule", [(1.0,), (0.3, 50), (1.0, None, 0.99)])
+@pytest.mark.usefixtures("ways")
 def test_impossible_tokens_are_never_drawn(rule):
     row = np.full(300, -np.inf, np.float32)
     row[[7, 100, 101]] = 0.0

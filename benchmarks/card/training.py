@@ -1,0 +1,195 @@
+"""Training steps on the card: what their programs need, what they take, and how much of it is useful work."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.shapes import LORA, Shape, shape, texts
+from ilr_jax import batches, evaluator
+from ilr_jax.batches import Epochs, Packing, Preference
+from ilr_jax.models import flops, lora
+from ilr_jax.train import state, steps
+from ilr_jax.train.optimizer import OptimizerConfig
+from ilr_jax.train.steps import Setup
+
+OPTIMIZER = OptimizerConfig("adamw", 1e-4, warmup=0.0, schedule="constant", clip=1.0)
+DTYPE, REPEATS, CHUNK = "bfloat16", 5, 64
+MEMORY = 74e9  # bytes that a program may need, which an 80 GB card has
+TRACES: Path | None = None  # where profiles and compiled programs are kept
+Row = dict[str, Any]
+Rows = Iterator[tuple[str, Row]]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is measured with: models by name of `shapes`; `rows` full ones of `length`; `batch` preferences; `slots` for six samples of each
+    of `prompts`; `beams` prompts in beam search; `window` new tokens; `lengths` of rows in attention; the roofs' `square` and `words`.
+    """
+
+    strong: str
+    weak: str
+    rows: int
+    length: int
+    batch: int
+    slots: int
+    prompts: int
+    beams: int
+    window: int
+    lengths: tuple[int, ...]
+    square: int
+    words: int
+
+
+def peak() -> int | None:
+    """Bytes of the device that this process's arrays and programs had at most so far; None where the device does not tell."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+
+def seconds(run: Callable[[], Any]) -> list[float]:
+    """Of every repeat, after two to warm up."""
+    taken = []
+    for _ in range(REPEATS + 2):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        taken.append(time.perf_counter() - start)
+    return taken[2:]
+
+
+def keep(name: str, compiled: Any, run: Callable[[], Any]) -> None:
+    """The compiled program's text and a profile of one run, where a folder for them is given."""
+    if TRACES is not None:
+        TRACES.mkdir(parents=True, exist_ok=True)
+        (TRACES / f"{name}.hlo").write_text(compiled.as_text())
+        with jax.profiler.trace(str(TRACES / name)):
+            jax.block_until_ready(run())
+
+
+def attempt(make: Callable[[], Row]) -> Row:
+    """The row, or why there is none: a way that the card or its memory refuses is a result, too."""
+    try:
+        return make()
+    except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError, RuntimeError) as error:
+        return {"error": str(error)[:500]}
+
+
+HELD: dict[str, Any] = {}
+
+
+def params(made: Shape) -> Any:
+    """The model's parameters; one model's at a time."""
+    if made.name not in HELD:
+        HELD.clear()
+        HELD[made.name] = jax.block_until_ready(made.params(DTYPE))
+    return HELD[made.name]
+
+
+def products(text: str) -> dict[str, int]:
+    """How many of a compiled GPU program's products read float32, and how many narrower numbers."""
+    found, kinds = {"float32": 0, "narrow": 0}, dict(re.findall(r"%([\w.-]+) = (\w+)\[", text))
+    for operands in re.findall(r"(?:dot|custom-call)\(([^)]*)\)[^\n]*(?:lhs_contracting_dims|__cublas|__triton_gemm)", text):
+        first = re.findall(r"%([\w.-]+)", operands)[:1]
+        found["float32" if first and kinds.get(first[0]) == "f32" else "narrow"] += 1
+    return found
+
+
+def measured(name: str, step: Any, begin: Any, frozen: Any, batch: Any, tokens: float, work: float) -> Row:
+    """A step: the memory that its compiler plans and that it takes, its time, its FLOPs per second; no time where it does not fit."""
+    start = time.perf_counter()
+    compiled = step.lower(begin, frozen, batch).compile()
+    row: Row = {"compile_seconds": time.perf_counter() - start, "products": products(compiled.as_text())}
+    stats = compiled.memory_analysis()
+    row["arguments"], row["temporaries"] = stats.argument_size_in_bytes, stats.temp_size_in_bytes
+    row["planned"] = row["arguments"] + row["temporaries"] + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    if row["planned"] > MEMORY:
+        return row
+    held, losses, batch = [begin], [], jax.device_put(batch)
+
+    def run() -> Any:
+        held[0], metrics = compiled(held[0], frozen, batch)
+        losses.append(metrics["loss"])
+        return held[0]
+
+    taken = seconds(run)
+    row |= {"seconds": taken, "tokens": tokens, "tokens_per_second": tokens / float(np.median(taken))}
+    row |= {"flops_per_second": work / float(np.median(taken)), "peak": peak(), "loss": [float(x[0]) for x in losses]}
+    keep(name, compiled, run)
+    return row
+
+
+def full_rows(config: Any, rows: int, length: int) -> Any:
+    """Rows of one document each, the loss on every token but the first."""
+    ids = np.random.default_rng(0).integers(4, config.vocab_size, (rows, length))
+    return batches.completions([(row[:1].tolist(), row[1:].tolist()) for row in ids], 0, "sequence")
+
+
+def lora_step(card: Card, name: str, **how: Any) -> Row:
+    """A LoRA step on full rows."""
+    made, tokens = shape(name), float(card.rows * card.length)
+    setup = Setup(made.config, LORA, DTYPE, chunk=CHUNK, **how)
+    step, begin = steps.sft_step(setup, OPTIMIZER), state.init(made.adapters(), OPTIMIZER, [1000])
+    batch, work = full_rows(made.config, card.rows, card.length), flops.adapters(made.config, LORA) * tokens
+    return measured("-".join(map(str, (name, *how.values()))), step, begin, params(made), batch, tokens, work)
+
+
+def ways(card: Card, name: str, tried: list[tuple[str, str, int]]) -> Rows:
+    """LoRA steps, by (attention, remat, microbatches)."""
+    for attention, remat, micro in tried:
+        how = {"attention": attention, "remat": remat, "microbatches": micro}
+        what = f"{card.rows} x {card.length}, {attention}, remat {remat}, microbatches {micro}"
+        yield what, attempt(lambda how=how: lora_step(card, name, **how))
+
+
+def sft(card: Card) -> Rows:
+    """Adapters of the strong model."""
+    tried = [("cudnn", "dots", 1), ("cudnn", "full", 1), ("cudnn", "none", 4), ("gemm", "dots", 1), ("gemm", "full", 1), ("xla", "full", 1)]
+    yield from ways(card, card.strong, tried)
+
+
+def gemma(card: Card) -> Rows:
+    """Adapters of the weak model, with its large vocabulary."""
+    yield from ways(card, card.weak, [("gemm", "dots", 1), ("gemm", "none", 4), ("cudnn", "dots", 1)])
+
+
+def dpo(card: Card) -> Rows:
+    """A step of preferences of GSM8K's lengths, packed; its reference is known."""
+    made = shape(card.strong)
+    data = texts(card.batch, made.config.vocab_size)
+    other = [*data.answers[1:], data.answers[0]]
+    pairs = [Preference((q, a), (q, b), -90.0, -90.0) for q, a, b in zip(data.questions, data.answers, other, strict=True)]
+    tokens = float(sum(2 * len(q) + len(a) + len(b) for q, a, b in zip(data.questions, data.answers, other, strict=True)))
+    batch = batches.preferences(pairs, Epochs((len(pairs),), len(pairs), 1, 0), 0, 0, Packing(lora.even_length(made.config)))(0)
+    work = flops.adapters(made.config, LORA) * float((batch.rows.segments > 0).sum())
+    for attention in ("cudnn", "gemm"):
+
+        def one(attention: Any = attention) -> Row:
+            setup = Setup(made.config, LORA, DTYPE, attention=attention, remat="dots", chunk=CHUNK)
+            begin = state.init(made.adapters(), OPTIMIZER, [1000])
+            row = measured(f"dpo-{attention}", steps.dpo_step(setup, OPTIMIZER), begin, params(made), batch, tokens, work)
+            return row | {"shape": batch.rows.tokens.shape}
+
+        yield f"{len(pairs)} preferences, {attention}, remat dots", attempt(one)
+
+
+def evaluation(card: Card) -> Rows:
+    """A step of all weights of the weak model on 16 comparisons of GSM8K's lengths."""
+    made = shape(card.weak)
+    data = texts(16, made.config.vocab_size)
+    rows = [(q + a[:-1] + b, i % 2) for i, (q, a, b) in enumerate(zip(data.questions, data.answers, reversed(data.answers), strict=True))]
+    tokens = float(sum(len(ids) for ids, _ in rows))
+    batch = batches.classes(rows, Epochs((len(rows),), len(rows), 1, 0), 0, Packing(lora.even_length(made.config)))(0)
+    initial = jax.jit(lambda key: evaluator.initial(made.params("float32"), key))
+    for remat in ("full", "dots"):
+
+        def one(remat: Any = remat) -> Row:
+            begin = state.init(initial(jax.random.key(0)), OPTIMIZER, [1000])
+            step = steps.evaluator_step(Setup(made.config, None, DTYPE, remat=remat), OPTIMIZER)
+            row = measured(f"evaluator-{remat}", step, begin, {}, batch, tokens, flops.classifier(made.config) * tokens)
+            return row | {"shape": batch.rows.tokens.shape}
+
+        yield f"{len(rows)} comparisons, remat {remat}", attempt(one)
