@@ -34,7 +34,7 @@ from ilr_jax.tasks import graders
 from ilr_jax.train import state, steps
 from ilr_jax.train.optimizer import OptimizerConfig
 from ilr_jax.train.steps import Setup
-from ilr_jax.types import Example, Label, Stage
+from ilr_jax.types import Artifact, Example, Label, Stage
 
 HERE = Path(__file__).parent
 OPTIMIZER = OptimizerConfig(warmup=0.0, schedule="constant")
@@ -168,7 +168,26 @@ def devices(counts: Sequence[int] = (2, 4, 8)) -> list[tuple[int, float]]:
 
 
 def refined(count: int, folder: Path) -> None:
-    """A round of refinement without models: agreement, scores, decisions, labels, all on disk as a stage, and the report."""
+    """A round of refinement without models, and the report, which is a command of its own and reads what the round left."""
+    made = _refined(count, folder)
+    assert len(read_rows(Path(made.folder) / "labels.jsonl", Label)) == count
+    where = Path(made.folder).relative_to(folder)
+    row = {
+        "round": 1,
+        "audit": f"{where}/audit.jsonl",
+        "label_file": f"{where}/labels.jsonl",
+        "label_accuracy": None,
+        **made.manifest["metrics"],
+    }
+    row |= {"test_accuracy": 0.5, "test_interval": [0.4, 0.6], "test_size": 100, "seconds": 1.0, "training_flops": 1e12}
+    (folder / "runs").mkdir()
+    record = {"method": "ilr", "seed": 0, "finished": True, "started": "2026-01-01T00:00:00Z", "seconds": 1.0, "rounds": [row]}
+    write_json(folder / "runs" / "ilr-seed0.json", record)
+    report.write([folder])
+
+
+def _refined(count: int, folder: Path) -> Artifact:
+    """Agreement, scores, decisions, labels, all on disk as a stage."""
     rng = np.random.default_rng(0)
     say = lambda value: f"They have {value} in the morning and sell some, which leaves them with half of that.\n#### {value}"
     old, new = rng.integers(0, 50, count).tolist(), rng.integers(0, 50, count).tolist()
@@ -186,21 +205,7 @@ def refined(count: int, folder: Path) -> None:
         write_rows(stage / "audit.jsonl", rows)
         return audit.facts("ilr", rows)
 
-    made = Store(folder / "stages").run(Stage("refine", {}, {}), build)
-    assert len(read_rows(Path(made.folder) / "labels.jsonl", Label)) == count
-    where = Path(made.folder).relative_to(folder)
-    row = {
-        "round": 1,
-        "audit": f"{where}/audit.jsonl",
-        "label_file": f"{where}/labels.jsonl",
-        "label_accuracy": None,
-        **made.manifest["metrics"],
-    }
-    row |= {"test_accuracy": 0.5, "test_interval": [0.4, 0.6], "test_size": 100, "seconds": 1.0, "training_flops": 1e12}
-    (folder / "runs").mkdir()
-    record = {"method": "ilr", "seed": 0, "finished": True, "started": "2026-01-01T00:00:00Z", "seconds": 1.0, "rounds": [row]}
-    write_json(folder / "runs" / "ilr-seed0.json", record)
-    report.write([folder])
+    return Store(folder / "stages").run(Stage("refine", {}, {}), build)
 
 
 ALONE = """

@@ -16,6 +16,7 @@ import os
 import types
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -48,32 +49,46 @@ def read_json(path: Path) -> Any:
 
 def write_rows(path: Path, rows: Iterable[Any]) -> None:
     """Write dataclass instances as JSON lines (UTF-8, sorted keys), whole or not at all; ValueError names a bad row."""
-    lines = []
-    for number, row in enumerate(rows, 1):
-        values = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
-        lines.append(encode(values, f"row {number} of {path}") + b"\n")
-    write_bytes(path, b"".join(lines))
+
+    def lines() -> Iterator[bytes]:
+        for number, row in enumerate(rows, 1):
+            values = {name: getattr(row, name) for name in _fields(type(row))}
+            yield encode(values, f"row {number} of {path}") + b"\n"
+
+    write_bytes(path, lines())
+
+
+@cache
+def _fields(cls: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(cls))
 
 
 def read_rows(path: Path, cls: type[Row]) -> list[Row]:
     """The rows that `write_rows` wrote. Raises ValueError with file:line and the reason for a line that is no `cls`."""
     hints, rows = get_type_hints(cls), []
+    plain = {name: _types(hint) for name, hint in hints.items()}
     with explained(path, "read"), open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                rows.append(_row(json.loads(line.decode()), cls, hints))
+                rows.append(_row(json.loads(line.decode()), cls, hints, plain))
             except (ValueError, TypeError, RecursionError) as error:
                 raise ValueError(f"{path}:{number}: wanted a {cls.__name__} as JSON, got {line[:80]!r}: {error}") from error
     return rows
 
 
-def _row(values: Any, cls: type[Row], hints: Mapping[str, Any]) -> Row:
+def _row(values: Any, cls: type[Row], hints: Mapping[str, Any], plain: Mapping[str, frozenset[type]]) -> Row:
     if not isinstance(values, dict):
         raise ValueError(f"wanted an object, got {type(values).__name__}")
     for name, value in values.items():
-        if name in hints and not _fits(value, hints[name]):
+        if name in hints and type(value) not in plain[name] and not _fits(value, hints[name]):
             raise ValueError(f"{name}: wanted {hints[name]}, got {value!r}")
     return cls(**values)
+
+
+def _types(hint: Any) -> frozenset[type]:
+    """Types whose every value fits the hint, which is quicker to see than by `_fits`."""
+    options = get_args(hint) if get_origin(hint) is types.UnionType else (hint,)
+    return frozenset(option for option in options if get_origin(option) is None and isinstance(option, type))
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -98,13 +113,16 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], first: Sequence[str
     write_bytes(path, file.getvalue().encode())
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file and sync it, whole or not at all. StorageError if the disk refuses: the old file, if any, is untouched."""
+def write_bytes(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Write a file, given whole or piece by piece, and sync it; whole or not at all.
+
+    StorageError if the disk refuses: the old file, if any, is untouched.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # beside the target: a rename is atomic only within a file system
     with explained(path):
         try:
             with open(temporary, "wb") as file:
-                file.write(data)
+                file.writelines((data,) if isinstance(data, bytes) else data)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -153,16 +171,20 @@ def explained(path: Path, verb: str = "write", only: Collection[int] | None = No
 
 def encode(value: Any, what: str, indent: int | None = None) -> bytes:
     """Canonical JSON: keys sorted, UTF-8, one form for one value. ValueError, naming `what`, for what JSON cannot hold."""
-    separators = (",", ":") if indent is None else (",", ": ")
     try:
-        text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, indent=indent, separators=separators, default=_plain)
-        return text.encode()
+        return _encoder(indent).encode(value).encode()
     except UnicodeEncodeError as error:
         raise ValueError(
             f"{what}: wanted text that is valid Unicode, got the lone surrogate {error.object[error.start]!r}; clean it"
         ) from error
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{what}: wanted what JSON can hold (no NaN, no infinity), got: {error}") from error
+
+
+@cache
+def _encoder(indent: int | None) -> json.JSONEncoder:
+    separators = (",", ":") if indent is None else (",", ": ")
+    return json.JSONEncoder(sort_keys=True, ensure_ascii=False, allow_nan=False, indent=indent, separators=separators, default=_plain)
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from heapq import nsmallest
 from pathlib import Path
 from typing import Any
 
@@ -169,12 +170,12 @@ def browser_data(rows: Sequence[Row], audits: Sequence[Sequence[Any]]) -> tuple[
 
     A text is kept once in `texts` and named by its number; `groups` are method, seed and round; `rows` follow `_decision`.
     """
-    found = [(number, audit) for number, group in enumerate(audits) for audit in group]
-    kept = sorted(found, key=lambda pair: (not pair[1].accepted, pair[1].score is None))[:MOST_ROWS]
+    found = ((number, audit) for number, group in enumerate(audits) for audit in group)
+    kept = nsmallest(MOST_ROWS, found, key=lambda pair: 2 * (not pair[1].accepted) + (pair[1].score is None))
     texts: dict[str, int] = {}
     decisions = [_decision(number, audit, texts) for number, audit in sorted(kept, key=lambda pair: (pair[0], not pair[1].accepted))]
     names = [[row["series"], row["seed"], row["round"]] for row in rows]
-    return {"groups": names, "texts": list(texts), "rows": decisions}, len(found) - len(kept)
+    return {"groups": names, "texts": list(texts), "rows": decisions}, sum(map(len, audits)) - len(kept)
 
 
 def _decision(group: int, audit: Any, texts: dict[str, int]) -> list[Any]:

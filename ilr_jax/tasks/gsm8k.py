@@ -27,13 +27,15 @@ NUMBER = re.compile(r"####\s*+((?:[^\n\d.]|\.(?!\d))*+)(\d{1,3}(?:,\d{3})++(?!\d
 LONGEST = 1000  # characters of a number; what is longer is none
 
 
-def numeric(answer: str) -> Fraction | None:
+def numeric(answer: str) -> Fraction | int | None:
     """The number after the first `####` that one follows, else None. Later text, such as an invented next turn, does not count."""
     found = NUMBER.search(unicodedata.normalize("NFKC", answer).replace("\N{MINUS SIGN}", "-"))
-    if found is None or max(len(part or "") for part in found.groups()[1:]) > LONGEST:
+    if found is None or any(part and len(part) > LONGEST for part in found.groups()[1:]):
         return None
     words, whole, part, below = found.groups()
-    value = Fraction((whole or "0").replace(",", "") + (part or "")) / max(int(below or 1), 1)
+    digits = (whole or "0").replace(",", "")
+    # An integer equals its fraction, and is read in a fifth of the time.
+    value = Fraction(digits + (part or "")) / max(int(below or 1), 1) if part or below else int(digits)
     return -value if words.rstrip().removesuffix("$").rstrip().endswith("-") else value
 
 
