@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -154,6 +155,21 @@ def test_programs_are_traced_for_the_devices_that_are_described(topology, kind, 
     monkeypatch.setattr(plan, "_row", row)
     assert plan.run([*FLAGS, f"--topology={topology}"]) == 2
     assert capsys.readouterr().err.endswith(f"error: weak SFT for a {kind}\n") and platform() == "cpu"
+
+
+def test_gpus_of_this_machine_are_asked_what_they_are(monkeypatch, capsys):
+    """CPU devices stand for them."""
+    monkeypatch.setattr(plan, "_prepare", lambda *_: None)
+    assert plan.run([*FLAGS, "--topology=gpu:1"]) == 2
+    assert "wanted 1 gpu devices, got 0" in capsys.readouterr().err
+    monkeypatch.setattr(plan, "_gpus", lambda: jax.devices("cpu"))
+    assert plan.run([*FLAGS, "--topology=gpu:1", "--only=weak SFT"]) == 0
+    said = capsys.readouterr().out
+    assert "1 x gpu, one device" in said and "chip-hours" not in said  # of a device that tells nothing, nothing is known
+    card = SimpleNamespace(device_kind="NVIDIA H100 80GB HBM3", memory_stats=lambda: {"bytes_limit": 7})
+    assert plan._seen(card) == chips.H100._replace(memory=7)
+    other = SimpleNamespace(device_kind="NVIDIA L4", memory_stats=lambda: {"bytes_limit": 7})
+    assert plan.expected(plan._seen(other), hlo.Cost(), 0.0, 1e12) is None
 
 
 def test_what_does_not_fit_says_what_to_change():

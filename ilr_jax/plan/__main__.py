@@ -10,7 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from math import prod
+from math import inf, prod
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from ilr_jax.plan.chips import Chip
 
 USAGE = "python -m ilr_jax.plan --config=FILE --topology=KIND:SHAPE [--json=FILE] [--config.FIELD=VALUE ...]"
 TOPOLOGY = (
-    "v4, v5e, v5p or v6e and the shape of the slice, as v5e:2x4 (the TPU compiler; the extra 'tpu' has it), h100:8, or cpu:8, which "
-    "this machine's CPU stands for"
+    "v4, v5e, v5p or v6e and the shape of the slice, as v5e:2x4 (the TPU compiler; the extra 'tpu' has it), gpu:1 (GPUs of this "
+    "machine), h100:8, or cpu:8, which this machine's CPU stands for"
 )
 COLUMNS = ("program", "runs", "memory", "of", "TFLOP", "GB moved", "GB sent", "ms", "MFU", "hours", "compiled in")
 NUMBERS = {
@@ -60,8 +60,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     for row in rows:
         if row["advice"]:
             print(f"{row['program']}: {row['advice']}")
-    if chip is not None:
-        least = "" if chip.clock else "at least "  # where no compiler was asked
+    if chip_hours:
+        least = "" if chip and chip.clock else "at least "  # where no compiler was asked
         print(f"{least}{chip_hours:,.1f} chip-hours on {options.topology}, loading, compiling and work of the host apart")
     if options.json:
         text = json.dumps({"topology": options.topology, "chip_hours": chip_hours, "programs": rows}, indent=1)
@@ -83,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
 def topology(text: str) -> tuple[Chip | None, tuple[int, ...]]:
     """The chip (None: this machine's CPU) and the shape of a slice of them. ValueError for what is neither."""
     kind, _, sides = text.partition(":")
-    known = {**chips.TPUS, "h100": chips.H100, "cpu": None}
+    known = {**chips.TPUS, "h100": chips.H100, "gpu": chips.GPU, "cpu": None}
     if kind not in known or not sides.replace("x", "").isdigit() or not all(part and int(part) for part in sides.split("x")):
         raise ValueError(f"--topology={text}: wanted {TOPOLOGY}")
     return known[kind], tuple(int(part) for part in sides.split("x"))
@@ -93,14 +93,17 @@ def _check(options: argparse.Namespace, config: Any) -> None:
     faults = [f"--{name}: wanted at least 1, got {getattr(options, name)}" for name in NUMBERS if getattr(options, name) < 1]
     if options.prompt + options.answer > options.length:
         faults.append(f"--length: wanted at least the {options.prompt + options.answer} tokens of a sample, got {options.length}")
-    if config.compute.attention == "cudnn":
+    if config.compute.attention == "cudnn" and not options.topology.startswith("gpu:"):
         faults.append("compute.attention='cudnn': wanted 'gemm' or 'xla', which can be compiled without an NVIDIA GPU")
     if faults:
         raise ValueError("; ".join(faults))
 
 
 def _prepare(chip: Chip | None, count: int) -> None:
-    """Before JAX starts: nothing here needs an accelerator, and a CPU stands for devices that have no compiler here."""
+    """Before JAX starts: only `gpu` needs an accelerator, and a CPU stands for devices that have no compiler here."""
+    if chip is chips.GPU:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        return
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # only a process that holds a TPU has to be alone
@@ -112,7 +115,9 @@ def _devices(chip: Chip | None, shape: tuple[int, ...]) -> list[Any]:
     import jax
     from jax.experimental import topologies
 
-    if chip is None or chip.clock is None:
+    if chip is chips.GPU:
+        found = _gpus()[: prod(shape)]
+    elif chip is None or chip.clock is None:
         found = jax.devices("cpu")
     else:
         name = f"{chip.name}:{'x'.join(map(str, shape))}"
@@ -124,8 +129,23 @@ def _devices(chip: Chip | None, shape: tuple[int, ...]) -> list[Any]:
                 f"--topology={name}: wanted a slice that libtpu can describe, got: {reason}; install the extra 'tpu'"
             ) from error
     if len(found) != prod(shape):
-        raise ValueError(f"--topology: wanted {prod(shape)} devices, got {len(found)}")
+        raise ValueError(f"--topology: wanted {prod(shape)} {chip.name if chip else 'cpu'} devices, got {len(found)}")
     return list(found)
+
+
+def _gpus() -> list[Any]:
+    import jax
+
+    try:
+        return jax.devices("gpu")
+    except RuntimeError:  # which is how JAX says that there are none
+        return []
+
+
+def _seen(gpu: Any) -> Chip:
+    """What a GPU of this machine has; of those whose rates are not known here the time stays open."""
+    known = chips.H100 if "H100" in gpu.device_kind else chips.GPU
+    return known._replace(memory=(gpu.memory_stats() or {}).get("bytes_limit", known.memory))
 
 
 def planned(config: Any, chip: Chip | None, shape: tuple[int, ...], options: argparse.Namespace) -> Iterator[Row]:
@@ -137,11 +157,12 @@ def planned(config: Any, chip: Chip | None, shape: tuple[int, ...], options: arg
     from ilr_jax.store import Store
 
     devices = _devices(chip, shape)
+    chip = _seen(devices[0]) if chip is chips.GPU else chip
     models = {role: roles.config_of(config[role].model) for role in ("weak", "evaluator", "strong")}
     if config.compute.dtype == "auto" and chip is not None:
         config.compute.dtype = "bfloat16"
     bench = Bench(Store("plan"), config)
-    memory = int(chip.memory) if chip else None
+    memory = int(chip.memory) if chip and chip.memory < inf else None
     bench.layout = roles.layout(config.sharding, models, bench.dtype, devices, memory)
     load = Load(options.examples, options.tests, options.prompt, options.answer, options.length)
     for program in Planned(bench, models, load, devices).programs():
@@ -155,7 +176,12 @@ def planned(config: Any, chip: Chip | None, shape: tuple[int, ...], options: arg
 def _row(program: Any, chip: Chip | None, layout: Any, count: int) -> Row:
     """The figures of one program; of one that the compiler refuses for want of memory, only what it wants."""
     begun = time.monotonic()
-    head = {"program": program.stage, "runs": program.times, "flops": program.flops, "has": chip.memory if chip else None}
+    head = {
+        "program": program.stage,
+        "runs": program.times,
+        "flops": program.flops,
+        "has": chip.memory if chip and chip.memory < inf else None,
+    }
     head["mesh"] = dict(layout.mesh.shape) if layout else {}
     try:
         compiled = program.lower().compile()
@@ -186,16 +212,16 @@ def _row(program: Any, chip: Chip | None, layout: Any, count: int) -> Row:
 
 
 def expected(chip: Chip | None, cost: hlo.Cost, sent: float, flops: float) -> float | None:
-    """Seconds of one run on one device; None for a CPU.
+    """Seconds of one run on one device; None for a CPU, and for a GPU whose rates are not known here.
 
     TPU: what is longer, the cycles that the compiler expects of all operations or all bytes moved at the rate of HBM (weights that are
     fetched ahead have no cycles); plus all collectives at the rate of a ring, as if they overlapped with nothing.
-    H100, where no compiler was asked: the greatest of products at peak and collectives at the link's rate, which nothing can beat.
+    H100, whose compiler tells no time: the greatest of products at peak and collectives at the link's rate, which nothing can beat.
     """
     if chip is None:
         return None
     if chip.clock is None:
-        return max(flops / chip.peak, sent / chip.link)
+        return max(flops / chip.peak, sent / chip.link) or None
     return max(cost.cycles / chip.clock, cost.moved / chip.bandwidth) + sent / chip.link
 
 

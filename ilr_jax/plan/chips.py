@@ -6,6 +6,7 @@ the others; NVIDIA H100 SXM data sheet.
 The clock is peak / operations per cycle of the matrix units: 4 (v5e), 8 (v4, v5p) of 128 x 128, 4 of 256 x 256 (v6e).
 """
 
+from math import inf
 from typing import NamedTuple
 
 
@@ -27,3 +28,4 @@ TPUS = {
     "v6e": Chip("v6e", 31.25 * 2**30, 918e12, 1640e9, 90e9, 918e12 / (2 * 4 * 256**2)),
 }
 H100 = Chip("h100", 80e9, 989e12, 3350e9, 450e9, None)
+GPU = Chip("gpu", inf, inf, inf, inf, None)  # those of this machine, which are asked what they are
