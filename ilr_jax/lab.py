@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Bool
 
@@ -56,6 +57,15 @@ class Lab:
         self._endpoints: dict[str, Endpoint] = {}
         models = {role: self.model(role).config for role in self.roles}
         self.bench.layout = self.memory.layout = layout(config.sharding, models, self.bench.dtype)
+        self.bench.store.how = self._how(models)
+
+    def _how(self, models: Mapping[str, Any]) -> dict[str, str]:
+        """What a stage's files do not tell: devices, mesh, dtype and attention."""
+        mesh = self.bench.layout.mesh.shape if self.bench.layout else {}
+        devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+        ways = ", ".join(sorted({self.bench.attention(model) for model in models.values()}))
+        how = {"devices": devices, "mesh": " x ".join(f"{name}={n}" for name, n in mesh.items())}
+        return how | {"dtype": self.bench.dtype, "attention": ways}
 
     def model(self, role: str) -> Model:
         """The base model of `weak`, `strong`, `evaluator` or `judge`; one copy where two roles share it."""

@@ -203,14 +203,14 @@ def _rows(folder: str, name: str, run: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def _background(folder: str, name: str) -> Row:
-    """What a workdir's figures rest on: its config, evaluators and package versions."""
+    """What a workdir's figures rest on: its config, evaluators, package versions and devices."""
     config = read_json(Path(folder, "config.json")) if Path(folder, "config.json").exists() else {}
     manifests = [read_json(path) for path in sorted(Path(folder).glob("stages/evaluator-*/manifest.json"))]
     versions: dict[str, set[str]] = {}
     for about in (read_json(path) for path in Path(folder).glob("stages/*/about.json")):
-        for package, version in {"python": about.get("python"), **about.get("packages", {})}.items():
+        for package, version in {"python": about.get("python"), **about.get("packages", {}), **about.get("how", {})}.items():
             versions.setdefault(package, set()).add(str(version))
-    found = {package: ", ".join(sorted(seen - {"None"})) for package, seen in sorted(versions.items())}
+    found = {package: ", ".join(sorted(seen - {"None", ""})) for package, seen in sorted(versions.items())}
     evaluators = [manifest["metrics"] | {"key": manifest["key"][:12]} for manifest in manifests]
     return {"name": name, "config": flat(config), "evaluators": evaluators, "versions": {k: v for k, v in found.items() if v}}
 

@@ -57,6 +57,7 @@ class Store:
 
     def __init__(self, root: str | Path, leads: bool = True, told: Callable[[Callable[[], Any]], Any] = lambda ask: ask()):
         self.root, self.leads, self.told = Path(root), leads, told
+        self.how: Mapping[str, str] = {}  # what about.json notes too: on which devices, and how, stages are built
         self._verified: set[Path] = set()
         self._warned: set[tuple[str, ...]] = set()
 
@@ -118,7 +119,7 @@ class Store:
         began = time.monotonic()
         with explained(partial, only=FULL), nullcontext(partial) if self.leads else _aside(partial) as folder:
             metrics = build(folder)
-        self.told(lambda: _seal_up(partial, stage, key, metrics, time.monotonic() - began))
+        self.told(lambda: _seal_up(partial, stage, key, metrics, _about(time.monotonic() - began, self.how)))
 
     def _committed(self, partial: Path, stage: Stage) -> Artifact:
         final = self.root / "stages" / partial.name
@@ -169,13 +170,13 @@ def _aside(partial: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def _seal_up(partial: Path, stage: Stage, key: str, metrics: Mapping[str, Any] | None, seconds: float) -> None:
+def _seal_up(partial: Path, stage: Stage, key: str, metrics: Mapping[str, Any] | None, about: Mapping[str, Any]) -> None:
     files = _synced_files(partial)
     digest = hashlib.sha256(encode([[name, entry["sha256"]] for name, entry in files.items()], "files")).hexdigest()
     manifest = {"name": stage.name, "key": key, "settings": stage.settings, "inputs": stage.inputs, "format": FORMAT}
     manifest |= {"metrics": metrics or {}, "files": files, "digest": digest}
     manifest = json.loads(encode(manifest, f"manifest of stage {stage.name!r}"))  # as it will be read: plain values, text keys
-    write_json(partial / ABOUT, _about(seconds))
+    write_json(partial / ABOUT, about)
     write_json(partial / MANIFEST, manifest | {"seal": _seal(manifest)})
 
 
@@ -258,10 +259,11 @@ def _synced_files(folder: Path) -> dict[str, dict[str, Any]]:
     return files
 
 
-def _about(seconds: float) -> dict[str, Any]:
+def _about(seconds: float, how: Mapping[str, str]) -> dict[str, Any]:
     """What differs between two runs with the same result; no hash covers it."""
     finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return {"seconds": seconds, "finished": finished, "python": platform.python_version(), "packages": dict(packages())}
+    noted = {"seconds": seconds, "finished": finished, "python": platform.python_version()}
+    return noted | {"packages": dict(packages()), "how": dict(how)}
 
 
 @cache

@@ -44,7 +44,8 @@ def write_stage(workdir, name, metrics=None, seconds=3.0):
     folder = Path(workdir, "stages", name)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "manifest.json", {"key": name.rsplit("-")[-1], "metrics": metrics or {}})
-    write_json(folder / "about.json", {"seconds": seconds, "python": "3.11.7", "packages": {"jax": "0.10.2", "torch": None}})
+    about = {"seconds": seconds, "python": "3.11.7", "packages": {"jax": "0.10.2", "torch": None}}
+    write_json(folder / "about.json", about | {"how": {"devices": "1 x NVIDIA H100", "mesh": "", "attention": "cudnn"}})
     return folder
 
 

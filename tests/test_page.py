@@ -73,7 +73,7 @@ def test_the_policy_lets_only_the_pages_own_script_run(workdir):
 
 def test_page_shows_figures_charts_config_and_versions(workdir):
     html = report.write([workdir]).read_text()
-    shown = ["61.0% [57.0,65.0]", "+11.0", "41.0% → 61.0%", "75.0%", "0.7123", "task.name", "0.10.2"]
+    shown = ["61.0% [57.0,65.0]", "+11.0", "41.0% → 61.0%", "75.0%", "0.7123", "task.name", "0.10.2", "1 x NVIDIA H100"]
     shown += ['<meta name="viewport" content="width=device-width', "prefers-color-scheme: dark", "currentColor"]
     assert not [words for words in shown if words not in html]
     assert html.count("<svg") == 5 and all(f'aria-label="{title}' in html for title in page.CHARTS.values())

@@ -48,6 +48,14 @@ def test_a_stage_is_built_once_and_then_found(tmp_path):
     assert about["seconds"] >= 0 and about["packages"]["numpy"] == np.__version__
 
 
+def test_how_a_stage_was_built_is_noted_and_changes_nothing_else(tmp_path):
+    stores = [Store(tmp_path / name) for name in ("plain", "noted")]
+    stores[1].how = {"devices": "8 x TPU v5e", "attention": "gemm"}
+    built = [each.run(STAGE, build) for each in stores]
+    assert [read_json(Path(b.folder) / store.ABOUT)["how"] for b in built] == [{}, stores[1].how]
+    assert built[0].manifest == built[1].manifest
+
+
 def test_stages_of_other_versions_are_reused_and_said_so_once(tmp_path, monkeypatch, caplog):
     for name in ("a", "b"):
         Store(tmp_path).run(Stage(name, {}, {}), build)
