@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ def main() -> int:
         return 0
     if unknown := sorted(set(given.cases) - set(CASES)):
         parser.error(f"no such case: {', '.join(unknown)}; there are {', '.join(CASES)}")
+    if find_spec("torch") is None or find_spec("trl") is None:
+        parser.error("the other side is not installed (PyTorch, transformers, peft, trl); run `make dev`, or pip install -e '.[torch]'")
     path = given.json or HERE / "results" / f"{given.size}.json"
     kept = json.loads(path.read_text()) if path.is_file() else {"cases": {}}
     missed = []

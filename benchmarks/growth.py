@@ -3,6 +3,7 @@
 Examples, tokens of a row, layers, slots, adapters, devices, and labels: what should be a line is drawn as one. Imports no PyTorch.
 """
 
+import argparse
 import json
 import os
 import re
@@ -254,8 +255,15 @@ def draw(curves: dict[str, list], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def main(*names: str) -> None:
+def main() -> None:
     """Measure the curves named, or all; keep the others' figures; draw."""
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.growth", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all unless named: {', '.join(CURVES)}")
+    names = parser.parse_args().names
+    if unknown := sorted(set(names) - set(CURVES)):
+        parser.error(f"no such curve: {', '.join(unknown)}; there are {', '.join(CURVES)}")
     path = HERE / "results" / "growth.json"
     kept = json.loads(path.read_text()) if path.is_file() else {"curves": {}}
     for name in names or CURVES:
@@ -267,4 +275,4 @@ def main(*names: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -21,6 +21,7 @@ from ilr_jax.models import flops, lora
 from ilr_jax.models.attention import Implementation
 from ilr_jax.models.config import ModelConfig
 from ilr_jax.models.lora import Lora
+from ilr_jax.models.platform import platform
 from ilr_jax.roles import Model, fingerprint
 from ilr_jax.sample.beam import BeamSettings
 from ilr_jax.sample.generate import generate
@@ -33,10 +34,10 @@ from ilr_jax.train.optimizer import OptimizerConfig
 from ilr_jax.train.steps import Setup
 from ilr_jax.types import Answer, Artifact, Config, Example, Stage
 
-CUDNN = 128  # heads no wider than this, which every GPU that cuDNN's attention runs on takes
+CUDNN = 128  # heads no wider than this, and a multiple of 8, are what every GPU takes that cuDNN's attention runs on
 # Completion positions of every row that meet the vocabulary at a time: the more, the fuller are products with the head, and the more memory
-# their logits take. 16 is best on a CPU; on an H100, 16 instead of 128 made a step of Mistral-7B 5 % longer. By dtype, as a plan knows it.
-CHUNK = {"float32": 16, "bfloat16": 64}
+# their logits take. 16 is best on a CPU; on an H100, 16 instead of 128 made a step of Mistral-7B 5 % longer.
+CHUNK, CHUNK_CPU = 64, 16
 ADAPTERS, SNAPSHOTS, METRICS = "adapters.safetensors", "snapshots.safetensors", "metrics.jsonl"
 
 
@@ -102,18 +103,19 @@ class Bench:
         return jax.default_backend() == "gpu" and "cuda" in jax.devices()[0].client.platform_version
 
     def attention(self, model: ModelConfig) -> Implementation:
-        """`compute.attention` for a model, with auto resolved: cuDNN where it was measured to be faster, which is on one H100 so far."""
+        """`compute.attention` for a model, with auto resolved: cuDNN on one NVIDIA GPU that has it (measured to be faster on an H100)."""
         wanted = self.config.compute.attention
         if wanted != "auto":
             return wanted
-        fits = self.layout is None and self.dtype == "bfloat16" and model.head_dim <= CUDNN and self._nvidia
+        heads = model.head_dim <= CUDNN and model.head_dim % 8 == 0
+        fits = heads and self.layout is None and self.dtype == "bfloat16" and self._nvidia
         return "cudnn" if fits and float(jax.devices()[0].compute_capability) >= 8.0 else "gemm"
 
     def setup(self, model: ModelConfig, lora: Lora | None = None) -> Setup:
         """What the training steps of a model are compiled for."""
         c = self.config.compute
         how = {"attention": self.attention(model), "remat": c.remat, "microbatches": c.microbatches, "layout": self.layout}
-        return Setup(model, lora, self.dtype, chunk=CHUNK[self.dtype], **how)
+        return Setup(model, lora, self.dtype, chunk=CHUNK_CPU if platform() == "cpu" else CHUNK, **how)
 
     def optimizer(self, section: Config) -> OptimizerConfig:
         """The optimiser of a role (`weak`, `strong`, `evaluator`, `dpo`)."""

@@ -41,8 +41,17 @@ def test_attention_by_itself_is_cudnn_where_that_can_be(bench, monkeypatch, capa
     on_gpu(monkeypatch, capability, platform)
     bench.config.compute.dtype = dtype
     assert bench.attention(model) == bench.setup(model).attention == wanted
+    bench.layout = types.SimpleNamespace()
+    assert bench.attention(MODEL) == "gemm"  # several GPUs have to ask for it
     bench.config.compute.attention = "xla"
     assert bench.attention(model) == "xla"
+
+
+def test_an_amd_gpu_has_no_cudnn(bench, monkeypatch):
+    on_gpu(monkeypatch, "gfx90a", "rocm 70000")
+    bench.config.compute.attention, bench.config.compute.dtype = "cudnn", "bfloat16"
+    with pytest.raises(ValueError, match="wanted an NVIDIA GPU and bfloat16"):
+        bench.check([MODEL])
 
 
 @pytest.mark.parametrize(("capability", "limit"), (("8.0", 128), ("9.0", 256)))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import measure, table
+from benchmarks.card.__main__ import PARTS
 from benchmarks.cases import CASES, Case
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +28,12 @@ def test_every_case_has_its_function_and_a_floor_below_its_goal(name):
     module, function = case.run.split(":")
     assert function in names(module)
     assert case.floor >= case.goal if case.least else case.floor <= case.goal
+
+
+def test_every_part_of_the_card_is_there():
+    tree = ast.parse((ROOT / "benchmarks" / "card" / "parts.py").read_text())
+    (run,) = [node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "RUN"]
+    assert tuple(ast.literal_eval(key) for key in run.keys) == PARTS
 
 
 def test_a_ratio_is_of_work_per_second_and_sides_take_turns(monkeypatch):

@@ -47,7 +47,7 @@ def test_demonstrations_are_refined_without_a_test_split(own, tmp_path, capsys):
         assert first[name] is None and last[name] is None, name
     assert first["labels"] == last["labels"] == 6 and last["agreed"] + last["unread"] + last["compared"] == 6
     assert last["flows"] is None and last["compared"] > 0
-    assert "without trusted references nobody knows what is right" in capsys.readouterr().out
+    assert "without trusted references of test questions nobody knows what is right" in capsys.readouterr().out
     stages = {path.name.rsplit("-", 1)[0] for path in (tmp_path / "run" / "stages").iterdir()}
     assert {"weak", "evaluator", "sft"} <= stages and not {"weak-labels", "weak-test", "test"} & stages
 

@@ -6,6 +6,8 @@ A part gives (what, figures) one by one. Training is in `training`, the peer's i
 import json
 import sys
 import time
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from ilr_jax import batches
 from ilr_jax.models import flops
 from ilr_jax.models.attention import attend
 from ilr_jax.models.cache import KeyValues
+from ilr_jax.models.platform import described
 from ilr_jax.sample import generate, rollout, sampling
 from ilr_jax.sample.beam import BeamSettings
 from ilr_jax.sample.requests import Request
@@ -28,6 +31,7 @@ from ilr_jax.sample.rollout import SamplingSettings
 from ilr_jax.sample.slots import Compute
 from ilr_jax.train import steps
 from ilr_jax.train.steps import Setup
+from ilr_jax.types import BRANCH
 
 EOS = 2
 SIZES = {
@@ -57,7 +61,9 @@ def numerics(card: Card) -> Rows:
             value, slopes = jax.jit(jax.value_and_grad(loss))(jax.device_put(tree, device))
             return float(value), flat(slopes)
 
-    value, slopes = of(jax.devices("cpu")[0], "float32", "gemm", None)
+    with described("cpu"):
+        value, slopes = of(jax.devices("cpu")[0], "float32", "gemm", None)
+    jax.clear_caches()  # what was traced for the CPU
     ways = [("float32", "gemm", None), ("float32", "gemm", "highest"), *(("bfloat16", how, None) for how in ("gemm", "xla", "cudnn"))]
     for dtype, how, precision in ways:
 
@@ -70,7 +76,10 @@ def numerics(card: Card) -> Rows:
 
 
 def attention(card: Card) -> Rows:
-    """The ways to attend, forward and backward of one layer, packed rows of the same number of tokens in all."""
+    """The ways to attend, forward and backward of one layer, packed rows of the same number of tokens in all, two branches in each row.
+
+    `error` is the distance of the gradients from those of `gemm`.
+    """
     for name in (card.strong, card.weak):
         config = shape(name).config
         for length in card.lengths:
@@ -81,18 +90,26 @@ def attention(card: Card) -> Rows:
             q, k, v = drawn(0, config.num_heads), drawn(1, config.num_kv_heads), drawn(2, config.num_kv_heads)
             places = jnp.broadcast_to(jnp.arange(length), (rows, length))
             positions, segments = places % (length // 4), 1 + places // (length // 4)
+            half = length // 8  # the last documents of a row are branches of the one before them, which they go on from
+            last = places >= length - length // 4
+            segments = jnp.where(last, 3 + BRANCH * (1 + (places >= length - half)), segments)
+            positions = jnp.where(last, length // 4 + places % half, positions)
+            exact: list[np.ndarray] = []
             for how in ("gemm", "xla", "cudnn"):
 
-                def one(how: Any = how, q: Any = q, k: Any = k, v: Any = v, positions: Any = positions, segments: Any = segments) -> Row:
+                def one(how: Any, q: Any, k: Any, v: Any, positions: Any, segments: Any, exact: list[np.ndarray]) -> Row:
                     def loss(q: Any, k: Any, v: Any) -> Any:
                         part = KeyValues(k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), positions, segments)
                         return (attend(q, positions, segments, (part,), None, how).astype(jnp.float32) ** 2).sum()
 
                     step = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, k, v).compile()
                     stats: Any = step.memory_analysis()
-                    return {"seconds": seconds(lambda: step(q, k, v)), "temporaries": stats.temp_size_in_bytes}
+                    flat = np.concatenate([np.asarray(x, np.float64).ravel() for x in step(q, k, v)])
+                    exact.append(flat)
+                    error = float(np.linalg.norm(flat - exact[0]) / np.linalg.norm(exact[0]))
+                    return {"seconds": seconds(lambda: step(q, k, v)), "temporaries": stats.temp_size_in_bytes, "error": error}
 
-                yield f"{name}, {rows} x {length}, {how}", attempt(one)
+                yield f"{name}, {rows} x {length}, {how}", attempt(partial(one, how, q, k, v, positions, segments, exact))
 
 
 def samples(card: Card) -> Rows:
@@ -181,7 +198,9 @@ def main(part: str, size: str, path: str, traces: str) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     for what, row in RUN[part](SIZES[size]):
         kept = json.loads(out.read_text()) if out.is_file() else {"machine": machine(), "parts": {}}
-        kept["parts"].setdefault(part, {})[what] = row
+        if kept["machine"]["device"] != machine()["device"]:
+            raise SystemExit(f"{out} holds figures of {kept['machine']['device']}; wanted another --json for {machine()['device']}")
+        kept["parts"].setdefault(part, {})[what] = row | {"date": datetime.now(UTC).isoformat(timespec="seconds")}
         out.write_text(json.dumps(kept, indent=1) + "\n")
         print(f"{part}, {what}: {row}", flush=True)
 

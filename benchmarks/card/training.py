@@ -21,6 +21,7 @@ from ilr_jax.train.steps import Setup
 OPTIMIZER = OptimizerConfig("adamw", 1e-4, warmup=0.0, schedule="constant", clip=1.0)
 DTYPE, REPEATS, CHUNK = "bfloat16", 5, 64
 MEMORY = 74e9  # bytes that a program may need, which an 80 GB card has
+REFUSED = re.compile("(?i)cudnn|RESOURCE_EXHAUSTED|out of memory|hidden dim|head dim")
 TRACES: Path | None = None  # where profiles and compiled programs are kept
 Row = dict[str, Any]
 Rows = Iterator[tuple[str, Row]]
@@ -71,11 +72,13 @@ def keep(name: str, compiled: Any, run: Callable[[], Any]) -> None:
 
 
 def attempt(make: Callable[[], Row]) -> Row:
-    """The row, or why there is none: a way that the card or its memory refuses is a result, too."""
+    """The row, or why there is none: a way that the card, its memory or cuDNN refuses is a result, too."""
     try:
         return make()
-    except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError, RuntimeError) as error:
-        return {"error": str(error)[:500]}
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        if not REFUSED.search(str(error)):
+            raise
+        return {"refused": str(error)[:500]}
 
 
 HELD: dict[str, Any] = {}
@@ -90,11 +93,12 @@ def params(made: Shape) -> Any:
 
 
 def products(text: str) -> dict[str, int]:
-    """How many of a compiled GPU program's products read float32, and how many narrower numbers."""
-    found, kinds = {"float32": 0, "narrow": 0}, dict(re.findall(r"%([\w.-]+) = (\w+)\[", text))
+    """How many of a compiled GPU program's products read float32, how many narrower numbers, and how many are not understood."""
+    found, kinds = {"float32": 0, "narrow": 0, "unknown": 0}, dict(re.findall(r"%([\w.-]+) = (\w+)\[", text))
     for operands in re.findall(r"(?:dot|custom-call)\(([^)]*)\)[^\n]*(?:lhs_contracting_dims|__cublas|__triton_gemm)", text):
         first = re.findall(r"%([\w.-]+)", operands)[:1]
-        found["float32" if first and kinds.get(first[0]) == "f32" else "narrow"] += 1
+        kind = kinds.get(first[0]) if first else None
+        found["unknown" if kind is None else "float32" if kind == "f32" else "narrow"] += 1
     return found
 
 
@@ -108,6 +112,7 @@ def measured(name: str, step: Any, begin: Any, frozen: Any, batch: Any, tokens: 
     row["planned"] = row["arguments"] + row["temporaries"] + stats.output_size_in_bytes - stats.alias_size_in_bytes
     if row["planned"] > MEMORY:
         return row
+    before = peak() or 0
     held, losses, batch = [begin], [], jax.device_put(batch)
 
     def run() -> Any:
@@ -117,7 +122,8 @@ def measured(name: str, step: Any, begin: Any, frozen: Any, batch: Any, tokens: 
 
     taken = seconds(run)
     row |= {"seconds": taken, "tokens": tokens, "tokens_per_second": tokens / float(np.median(taken))}
-    row |= {"flops_per_second": work / float(np.median(taken)), "peak": peak(), "loss": [float(x[0]) for x in losses]}
+    row |= {"flops_per_second": work / float(np.median(taken)), "loss": [float(x[0]) for x in losses]}
+    row |= {"peak": after} if (after := peak() or 0) > before else {}  # else an earlier step's, which is all that the device remembers
     keep(name, compiled, run)
     return row
 

@@ -17,6 +17,7 @@ def _dot(a: Array, b: Array, contract: tuple[int, int], dtype: DTypeLike) -> Arr
     """Product over these of the last two axes, the leading ones of b shared; accumulated in float32, then rounded to `dtype`.
 
     A GPU that is asked for float32 writes all of it to memory before it rounds; a CPU takes two to four times as long if it is not asked.
+    Where the contracted axis is split over devices, what each of them sums is rounded before they are added (but on a CPU).
     """
     shared = tuple(range(b.ndim - 2))
     axes = (a.ndim + contract[0],), (b.ndim + contract[1],)

@@ -64,7 +64,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         least = "" if chip and chip.clock else "at least "  # where no compiler was asked
         print(f"{least}{chip_hours:,.1f} chip-hours on {options.topology}, loading, compiling and work of the host apart")
     if options.json:
-        text = json.dumps({"topology": options.topology, "chip_hours": chip_hours, "programs": rows}, indent=1)
+        text = json.dumps({"topology": options.topology, "chip_hours": chip_hours or None, "programs": rows}, indent=1)
         Path(options.json).write_text(text + "\n", encoding="utf-8")
     return 1 if any(row["advice"] for row in rows) else 0
 
@@ -164,13 +164,16 @@ def planned(config: Any, chip: Chip | None, shape: tuple[int, ...], options: arg
     bench = Bench(Store("plan"), config)
     memory = int(chip.memory) if chip and chip.memory < inf else None
     bench.layout = roles.layout(config.sharding, models, bench.dtype, devices, memory)
+    bench.check(list(models.values()))
     load = Load(options.examples, options.tests, options.prompt, options.answer, options.length)
-    for program in Planned(bench, models, load, devices).programs():
-        if options.only in program.stage:
-            print(f"{program.stage} ...", file=sys.stderr, flush=True)
-            with described("tpu" if chip and chip.clock else None):
-                row = _row(program, chip, bench.layout, len(devices))
-            yield row
+    kind = "tpu" if chip and chip.clock else None
+    with described(kind):
+        programs = [p for p in Planned(bench, models, load, devices).programs() if options.only in p.stage]
+    for program in programs:
+        print(f"{program.stage} ...", file=sys.stderr, flush=True)
+        with described(kind):
+            row = _row(program, chip, bench.layout, len(devices))
+        yield row
 
 
 def _row(program: Any, chip: Chip | None, layout: Any, count: int) -> Row:

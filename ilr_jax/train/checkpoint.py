@@ -71,6 +71,7 @@ class Saver:
         self._pool, self._under_way = ThreadPoolExecutor(1), None
 
     def __enter__(self) -> "Saver":
+        logging.getLogger("absl").addFilter(_not_raised_too)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
@@ -80,6 +81,9 @@ class Saver:
         finally:
             self._pool.shutdown()
             self._writer.close()
+            logging.getLogger("absl").removeFilter(_not_raised_too)
+            if self._under_way and (error := self._under_way[1].exception()):
+                logging.getLogger(__name__).warning("the save that was under way is lost: %s", error)
 
     def begin(self, step: int, tree: Any, note: Mapping[str, Any]) -> None:
         """Commit `tree` (arrays) and `note` (JSON) as the state after `step` steps; the step before it stays, older ones go.
@@ -91,51 +95,57 @@ class Saver:
         target = self._resume / str(step)
         half = target.with_name(f"{step}.half")
         body = {"step": step, "note": note, "arrays": _described(tree)}
-        with files.explained(target), _removed(half):
-            hosts.told(lambda: _cleared(target, half))
-            with _as_the_system_said():
-                self._writer.save(half / "tree", tree)
+        hosts.told(lambda: _cleared(target, half))
+        with _whole(target, half):
+            self._writer.save(half / "tree", tree)
         self._under_way = target, self._pool.submit(self._committed, half, target, body)
 
     def finish(self) -> None:
         """Wait until the save that is under way is committed."""
         if self._under_way is None:
             return
-        (target, done), self._under_way = self._under_way, None
-        with files.explained(target):
-            hosts.told(done.result)
-            done.result()
+        (_, done), self._under_way = self._under_way, None
+        if done.done():
+            done.result()  # so that a process whose own part failed says that, and not that it lost the others
+        hosts.told(done.result)
+        done.result()
 
     def _committed(self, half: Path, target: Path, body: Mapping[str, Any]) -> None:
         """On a thread: orbax is done in process 0 once it is in all."""
-        with _removed(half):
-            with _as_the_system_said():
-                self._writer.wait_until_finished()
+        with _whole(target, half):
+            self._writer.wait_until_finished()
             if hosts.leads():
                 _commit(half, target, body)
 
 
-def save(folder: Path, step: int, tree: Any, note: Mapping[str, Any]) -> None:
-    """One save, waited for: see `Saver.begin`."""
-    with Saver(folder) as saver:
-        saver.begin(step, tree, note)
-
-
 @contextmanager
-def _removed(half: Path) -> Iterator[None]:
-    """Without what is left of a save that failed: it would keep a full disk full."""
+def _whole(target: Path, half: Path) -> Iterator[None]:
+    """Write `target`, or leave nothing of it, which would keep a full disk full; what the disk says becomes a StorageError."""
     try:
-        yield
+        with files.explained(target):
+            try:
+                yield
+            except ValueError as error:  # so orbax reports what the system said
+                number = re.search(r"os_error_code='(\d+)'", str(error))
+                if number is None:
+                    raise
+                raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
     except BaseException:
         if hosts.leads():
             shutil.rmtree(half, ignore_errors=True)
         raise
 
 
+def _not_raised_too(record: logging.LogRecord) -> bool:
+    """Orbax tells an error in absl's log, with its traceback, that it raises as well."""
+    return record.levelno < logging.ERROR or "orbax" not in record.pathname
+
+
 def _cleared(target: Path, half: Path) -> None:
     for left_over in [target, *target.parent.glob("*.half")]:
         shutil.rmtree(left_over, ignore_errors=True)
-    half.mkdir(parents=True)
+    with files.explained(target):
+        half.mkdir(parents=True)
 
 
 def _commit(half: Path, target: Path, body: Mapping[str, Any]) -> None:
@@ -145,30 +155,6 @@ def _commit(half: Path, target: Path, body: Mapping[str, Any]) -> None:
     files.sync_folder(target.parent)
     for old in _steps(target.parent)[KEPT:]:
         shutil.rmtree(target.with_name(str(old)))
-
-
-@contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Without the log of this name: orbax tells an error there, with its traceback, that it raises as well."""
-    logger = logging.getLogger(name)
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
-
-
-@contextmanager
-def _as_the_system_said() -> Iterator[None]:
-    """With errors of the disk as OSError, which orbax wraps."""
-    try:
-        with _quiet("absl"):
-            yield
-    except ValueError as error:  # so orbax reports what the system said
-        number = re.search(r"os_error_code='(\d+)'", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def _verified(folder: Path) -> dict[str, Any]:

@@ -18,14 +18,13 @@ import jax
 import jax.numpy as jnp
 
 from ilr_jax import files, hosts, interruption
-from ilr_jax.train import checkpoint
-from ilr_jax.train.checkpoint import Saver
+from ilr_jax.train.checkpoint import Saver, restore
 from ilr_jax.train.journal import Journal
 from ilr_jax.train.state import Trainable, TrainState
 from ilr_jax.train.steps import Step
 
 AHEAD = 2
-PAUSE = 20  # times what the last save held the run up: saving never eats more than a twentieth of it
+PAUSE = 20  # times what the last save held the run up, which therefore waits for saves a twentieth of its time at most
 _copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
@@ -52,7 +51,7 @@ class _Run:
     took: float = 0.0
 
     def resume(self, folder: Path) -> None:
-        found = checkpoint.restore(folder, {"state": self.state, "best": self.best_tree})
+        found = restore(folder, {"state": self.state, "best": self.best_tree})
         if found is not None:
             self.done, trees, note = found
             self.state, self.best_tree = TrainState(*trees["state"]), trees["best"]

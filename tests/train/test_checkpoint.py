@@ -31,7 +31,7 @@ def shifted(n: int) -> dict:
 
 def test_newest_save_comes_back_with_its_note(tmp_path):
     for step in (3, 20, 100):
-        checkpoint.save(tmp_path, step, shifted(step), {"best": 0.1 + 0.2, "none": None})
+        tiny.save(tmp_path, step, shifted(step), {"best": 0.1 + 0.2, "none": None})
     step, tree, note = checkpoint.restore(tmp_path, like())
     assert (step, note) == (100, {"best": 0.1 + 0.2, "none": None})
     assert tiny.equal_bits(tree, shifted(100))
@@ -41,16 +41,16 @@ def test_newest_save_comes_back_with_its_note(tmp_path):
 def test_what_is_read_takes_the_room_of_what_was_there(tmp_path):
     first = like()
     assert checkpoint.restore(tmp_path, first) is None and not any(x.is_deleted() for x in jax.tree.leaves(first))
-    checkpoint.save(tmp_path, 3, shifted(3), {})
+    tiny.save(tmp_path, 3, shifted(3), {})
     _, tree, _ = checkpoint.restore(tmp_path, first)
     assert all(x.is_deleted() for x in jax.tree.leaves(first)) and tree["state"]["w"].sharding == like()["state"]["w"].sharding
 
 
 def test_half_a_save_is_not_seen_and_is_cleared_away(tmp_path):
-    checkpoint.save(tmp_path, 3, shifted(3), {})
+    tiny.save(tmp_path, 3, shifted(3), {})
     shutil.copytree(tmp_path / "resume" / "3", tmp_path / "resume" / "4.half")
     assert checkpoint.restore(tmp_path, like())[0] == 3
-    checkpoint.save(tmp_path, 5, shifted(5), {})
+    tiny.save(tmp_path, 5, shifted(5), {})
     assert sorted(p.name for p in (tmp_path / "resume").iterdir()) == ["3", "5"]
 
 
@@ -59,8 +59,8 @@ def saved_files(folder):
 
 
 def test_a_flipped_bit_in_any_file_is_found_named_and_passed_over(tmp_path, caplog):
-    checkpoint.save(tmp_path, 3, shifted(3), {})
-    checkpoint.save(tmp_path, 4, shifted(4), {})
+    tiny.save(tmp_path, 3, shifted(3), {})
+    tiny.save(tmp_path, 4, shifted(4), {})
     rng = np.random.default_rng(1)
     for path in saved_files(tmp_path / "resume" / "4"):
         good = path.read_bytes()
@@ -79,7 +79,7 @@ def test_a_flipped_bit_in_any_file_is_found_named_and_passed_over(tmp_path, capl
 
 @pytest.mark.parametrize("harm", ["missing", "added", "cut"])
 def test_other_harm_is_found_too(tmp_path, caplog, harm):
-    checkpoint.save(tmp_path, 4, shifted(4), {})
+    tiny.save(tmp_path, 4, shifted(4), {})
     for i, path in enumerate(saved_files(tmp_path / "resume" / "4")):
         good = path.read_bytes()
         if harm == "missing":
@@ -98,7 +98,7 @@ def test_other_harm_is_found_too(tmp_path, caplog, harm):
 
 
 def test_a_save_of_other_arrays_is_refused_not_cast(tmp_path):
-    checkpoint.save(tmp_path, 4, shifted(4), {})
+    tiny.save(tmp_path, 4, shifted(4), {})
     other = {"state": {"w": jnp.zeros((3, 50), jnp.bfloat16), "other": jnp.zeros(2)}, "best": {}}
     with pytest.raises(ValueError) as error:
         checkpoint.restore(tmp_path, other)
@@ -108,12 +108,12 @@ def test_a_save_of_other_arrays_is_refused_not_cast(tmp_path):
 
 def test_a_full_disk_is_named_and_the_save_before_stays(tmp_path, capfd, caplog):
     big = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(300, 1000)).astype(np.float32))}
-    checkpoint.save(tmp_path, 1, big, {})
+    tiny.save(tmp_path, 1, big, {})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(StorageError, match="could not write .*resume/2"):
-            checkpoint.save(tmp_path, 2, big, {})
+            tiny.save(tmp_path, 2, big, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "Traceback" not in "".join([*capfd.readouterr(), caplog.text])  # the error says it all
@@ -142,10 +142,19 @@ def test_a_save_is_written_while_the_run_goes_on_and_holds_what_it_was_given(tmp
         assert tiny.equal_bits(found, wanted) and told == note
 
 
-def test_a_disk_that_fails_in_the_background_is_told_by_the_next_save(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
+
+def test_a_save_that_fails_beside_another_error_is_told_in_the_log(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(checkpoint, "_commit", full)
+    with pytest.raises(KeyError), checkpoint.Saver(tmp_path) as saver:
+        saver.begin(1, shifted(1), {})
+        raise KeyError("of the run")
+    assert "the save that was under way is lost" in caplog.text and "resume/1" in caplog.text
+
+
+def test_a_disk_that_fails_in_the_background_is_told_by_the_next_save(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "_commit", full)
     with pytest.raises(StorageError, match="could not write .*resume/1"), checkpoint.Saver(tmp_path) as saver:
         saver.begin(1, shifted(1), {})

@@ -242,19 +242,25 @@ def test_class_probabilities_and_evaluation_agree():
     assert (sums["right"][0], sums["units"][0]) == ((found.argmax(1) == classes)[real].sum(), 5)
 
 
-@pytest.mark.parametrize("device, results", [("cpu", {"float32"}), ("gpu", {"float32", "bfloat16"})])
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
-def test_all_products_of_a_bfloat16_step_are_of_bfloat16(kind, device, results):
-    """The backward ones too: a float32 cotangent would make a product run at half its speed, or less. A GPU sums in float32 by itself."""
+def test_all_products_of_a_bfloat16_step_are_of_bfloat16(kind, device):
+    """The backward ones too: a float32 cotangent would make a product run at half its speed, or less.
+
+    A CPU is asked for float32 results; a GPU for those only that stay float32: scores, the head's, the gradients of adapters.
+    """
     make_step, make_batch, _ = KINDS[kind]
     base = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny.base())
-    traced: Any = make_step(replace(tiny.SETUP, dtype="bfloat16", chunk=5 + len(results)), ADAMW)  # not traced before
+    jax.clear_caches()  # a program that was traced for another device would be taken again
+    traced: Any = make_step(replace(tiny.SETUP, dtype="bfloat16"), ADAMW)
     with described(device):
         equations = tiny.equations(traced.trace(start(), base, make_batch(LENGTHS)).jaxpr.jaxpr)
     found = [equation for equation in equations if equation.primitive.name == "dot_general"]
     assert len(found) > 30  # forward and backward are both seen
     assert {str(x.aval.dtype) for product in found for x in product.invars} == {"bfloat16"}
-    assert {str(x.aval.dtype) for product in found for x in product.outvars} == results
+    narrow = sum(x.aval.dtype == jnp.bfloat16 for product in found for x in product.outvars)
+    linear = 7 + len(tiny.LORA.modules) * 2  # of a layer: its own products and those of its adapters, each forward and by the activations
+    assert narrow == 0 if device == "cpu" else narrow >= 2 * linear - 3
 
 
 def test_rows_that_cannot_be_shared_are_refused():

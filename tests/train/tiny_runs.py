@@ -11,6 +11,7 @@ from ilr_jax.batches import Preference
 from ilr_jax.models import config as configs
 from ilr_jax.models import decoder, lora
 from ilr_jax.models.lora import Lora
+from ilr_jax.train import checkpoint
 from ilr_jax.train.steps import Setup
 from ilr_jax.types import Batch, ClassBatch, PairBatch, Rows
 
@@ -135,3 +136,9 @@ def equations(jaxpr):
                 inner = getattr(inner, "jaxpr", inner)
                 if hasattr(inner, "eqns"):
                     yield from equations(inner)
+
+
+def save(folder, step: int, tree, note) -> None:
+    """One save, waited for."""
+    with checkpoint.Saver(folder) as saver:
+        saver.begin(step, tree, note)
