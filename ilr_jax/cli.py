@@ -132,11 +132,15 @@ def export(arguments: argparse.Namespace) -> int:
 
 
 def demo(arguments: argparse.Namespace) -> int:
-    """Run the quickstart's config, then report on it."""
+    """Run the quickstart's config, report on it, and say what can be done next."""
     from configs import quickstart
 
     flags = [f"--config={quickstart.__file__}", f"--workdir={arguments.workdir}", f"--config.seed={arguments.seed}"]
-    return run(flags) or report(argparse.Namespace(workdirs=[arguments.workdir], out=None))
+    if code := run(flags) or report(argparse.Namespace(workdirs=[arguments.workdir], out=None)):
+        return code
+    print("next: open the page; the refined labels, each with its reason:")
+    print(f"  ilr export {arguments.workdir} --method ilr --seed {arguments.seed} --labels labels.jsonl")
+    return 0
 
 
 def env(arguments: argparse.Namespace) -> int:

@@ -139,7 +139,9 @@ def test_demo_runs_the_quickstart_and_reports(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(main, "run", experiment)
     assert cli.main(["demo", "--workdir", str(tmp_path / "demo"), "--seed", "7"]) == 0
     assert given[1].endswith("configs/quickstart.py") and given[2:] == [f"--workdir={tmp_path / 'demo'}", "--config.seed=7"]
-    assert str(tmp_path / "demo" / "report.html") in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert str(tmp_path / "demo" / "report.html") in out
+    assert out.endswith(f"  ilr export {tmp_path / 'demo'} --method ilr --seed 7 --labels labels.jsonl\n")
 
 
 def test_demo_that_fails_keeps_its_exit_code(tmp_path, monkeypatch):
