@@ -122,7 +122,8 @@ def write_bytes(path: Path, data: bytes | Iterable[bytes]) -> None:
     with explained(path):
         try:
             with open(temporary, "wb") as file:
-                file.writelines((data,) if isinstance(data, bytes) else data)
+                for piece in (data,) if isinstance(data, bytes) else data:
+                    file.write(piece)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
