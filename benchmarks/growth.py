@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 
-from benchmarks.measure import machine
+from benchmarks.measure import machine, seconds
 from benchmarks.shapes import LORA, MODELS, Texts, texts
 from ilr_jax import batches, report
 from ilr_jax.batches import Epochs, Packing
@@ -43,14 +43,7 @@ matplotlib.use("svg")
 
 
 def _seconds(run: Callable[[], Any], repeats: int = 5) -> float:
-    """The median of `repeats`, after one that compiles."""
-    jax.block_until_ready(run())
-    taken = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        taken.append(time.perf_counter() - start)
-    return float(np.median(taken))
+    return float(np.median(seconds(run, repeats)))
 
 
 def _model(**fields: Any) -> Any:

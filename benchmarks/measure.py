@@ -60,6 +60,16 @@ def _timed(side: Side) -> tuple[float, float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu, work
 
 
+def seconds(run: Callable[[], Any], repeats: int = 5, warm: int = 1) -> list[float]:
+    """Of every repeat of a computation by JAX, after `warm` others, the first of which compiles."""
+    taken = []
+    for _ in range(warm + repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        taken.append(time.perf_counter() - start)
+    return taken[warm:]
+
+
 def race(ours: Side, peer: Side, unit: str, repeats: int) -> Race:
     """Each side once to warm up (that includes compiling), then `repeats` times in turns, the first of a turn alternating."""
     sides = (ours, peer)

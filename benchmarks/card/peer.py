@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks import peers
-from benchmarks.card.training import HELD, Card, Row, lora_step, params, seconds
+from benchmarks.card.training import HELD, Card, Row, full_rows, lora_step, params, seconds
 from benchmarks.measure import agree
 from benchmarks.shapes import LORA, MODELS, Shape
 from ilr_jax.models import flops
@@ -44,8 +44,7 @@ def steps(made: Shape, card: Card) -> Iterator[tuple[str, Row]]:
     HELD.clear()
     modules = list(LORA.modules)
     model = get_peft_model(base, LoraConfig(r=LORA.rank, lora_alpha=int(LORA.alpha), target_modules=modules, lora_dropout=0.0, bias="none"))
-    ids = np.random.default_rng(0).integers(4, made.config.vocab_size, (card.rows, card.length))
-    inputs, optimizer = torch.tensor(ids, device=peers.DEVICE), peers.optimizer(model)
+    inputs, optimizer = torch.tensor(full_rows(card, made.config), device=peers.DEVICE), peers.optimizer(model)
     losses: list[float] = []
 
     def step(micro: int) -> None:

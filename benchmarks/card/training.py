@@ -10,16 +10,18 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks import measure
 from benchmarks.shapes import LORA, Shape, shape, texts
 from ilr_jax import batches, evaluator
 from ilr_jax.batches import Epochs, Packing, Preference
 from ilr_jax.models import flops, lora
+from ilr_jax.stages import CHUNK
 from ilr_jax.train import state, steps
 from ilr_jax.train.optimizer import OptimizerConfig
 from ilr_jax.train.steps import Setup
 
 OPTIMIZER = OptimizerConfig("adamw", 1e-4, warmup=0.0, schedule="constant", clip=1.0)
-DTYPE, REPEATS, CHUNK = "bfloat16", 5, 64
+DTYPE = "bfloat16"
 MEMORY = 74e9  # bytes that a program may need, which an 80 GB card has
 REFUSED = re.compile("(?i)cudnn|RESOURCE_EXHAUSTED|out of memory|hidden dim|head dim")
 TRACES: Path | None = None  # where profiles and compiled programs are kept
@@ -54,12 +56,7 @@ def peak() -> int | None:
 
 def seconds(run: Callable[[], Any]) -> list[float]:
     """Of every repeat, after two to warm up."""
-    taken = []
-    for _ in range(REPEATS + 2):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        taken.append(time.perf_counter() - start)
-    return taken[2:]
+    return measure.seconds(run, warm=2)
 
 
 def keep(name: str, compiled: Any, run: Callable[[], Any]) -> None:
@@ -128,18 +125,18 @@ def measured(name: str, step: Any, begin: Any, frozen: Any, batch: Any, tokens: 
     return row
 
 
-def full_rows(config: Any, rows: int, length: int) -> Any:
-    """Rows of one document each, the loss on every token but the first."""
-    ids = np.random.default_rng(0).integers(4, config.vocab_size, (rows, length))
-    return batches.completions([(row[:1].tolist(), row[1:].tolist()) for row in ids], 0, "sequence")
+def full_rows(card: Card, config: Any) -> np.ndarray:
+    """The ids of rows of one document each, for both sides."""
+    return np.random.default_rng(0).integers(4, config.vocab_size, (card.rows, card.length))
 
 
 def lora_step(card: Card, name: str, **how: Any) -> Row:
-    """A LoRA step on full rows."""
+    """A LoRA step on full rows, the loss on every token but the first."""
     made, tokens = shape(name), float(card.rows * card.length)
     setup = Setup(made.config, LORA, DTYPE, chunk=CHUNK, **how)
     step, begin = steps.sft_step(setup, OPTIMIZER), state.init(made.adapters(), OPTIMIZER, [1000])
-    batch, work = full_rows(made.config, card.rows, card.length), flops.adapters(made.config, LORA) * tokens
+    rows = [(row[:1].tolist(), row[1:].tolist()) for row in full_rows(card, made.config)]
+    batch, work = batches.completions(rows, 0, "sequence"), flops.adapters(made.config, LORA) * tokens
     return measured("-".join(map(str, (name, *how.values()))), step, begin, params(made), batch, tokens, work)
 
 

@@ -125,7 +125,7 @@ def _authorize(action: int, first: str | None, second: str | None, database: str
 
 @lru_cache(1)
 def _still() -> dict[str, Callable[..., Any]]:
-    """SQLite's own functions of time, computed by a connection apart, with a fixed time for now."""
+    """SQLite's own functions of time, computed on a separate connection where the present is always NOW."""
     inner = sqlite3.connect(":memory:")
 
     def call(name: str, place: int, *values: Any) -> Any:

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,8 @@ class Saver:
 
     def __init__(self, folder: Path):
         self._resume, self._writer = (folder / "resume").resolve(), ocp.StandardCheckpointer()
-        self._pool, self._under_way = ThreadPoolExecutor(1), None
+        self._pool = ThreadPoolExecutor(1)
+        self._under_way: Future[None] | None = None
 
     def __enter__(self) -> "Saver":
         logging.getLogger("absl").addFilter(_not_raised_too)
@@ -82,7 +83,7 @@ class Saver:
             self._pool.shutdown()
             self._writer.close()
             logging.getLogger("absl").removeFilter(_not_raised_too)
-            if self._under_way and (error := self._under_way[1].exception()):
+            if self._under_way and (error := self._under_way.exception()):
                 logging.getLogger(__name__).warning("the save that was under way is lost: %s", error)
 
     def begin(self, step: int, tree: Any, note: Mapping[str, Any]) -> None:
@@ -98,13 +99,13 @@ class Saver:
         hosts.told(lambda: _cleared(target, half))
         with _whole(target, half):
             self._writer.save(half / "tree", tree)
-        self._under_way = target, self._pool.submit(self._committed, half, target, body)
+        self._under_way = self._pool.submit(self._committed, half, target, body)
 
     def finish(self) -> None:
         """Wait until the save that is under way is committed."""
-        if self._under_way is None:
+        done, self._under_way = self._under_way, None
+        if done is None:
             return
-        (_, done), self._under_way = self._under_way, None
         if done.done():
             done.result()  # so that a process whose own part failed says that, and not that it lost the others
         hosts.told(done.result)
