@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ilr_jax.files import encode, read_json, write_bytes
+from ilr_jax.mirror import readable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,15 +95,16 @@ def report(arguments: argparse.Namespace) -> int:
 
     from ilr_jax import report as reports
 
-    path = reports.write(arguments.workdirs, arguments.out)
-    Console().print(reports.table(reports.collect(arguments.workdirs)))
+    workdirs = [readable(workdir) for workdir in arguments.workdirs]
+    path = reports.write(workdirs, arguments.out)
+    Console().print(reports.table(reports.collect(workdirs)))
     print(*(path.with_name(name) for name in ("results.json", "results.csv")), path, sep="\n")
     return 0
 
 
 def status(arguments: argparse.Namespace) -> int:
     """Print runs, stages, what is under way, and sizes. A workdir whose first round has not ended is fine here."""
-    workdir = Path(arguments.workdir)
+    workdir = readable(arguments.workdir)
     if not (workdir / "config.json").exists():
         raise ValueError(f"wanted a workdir, got {arguments.workdir!r}, which holds no config.json; give the --workdir of a run")
     parts = {"runs": _run_lines(workdir), "finished stages": _stage_lines(workdir), "under way": _partial_lines(workdir)}
@@ -124,6 +126,7 @@ def export(arguments: argparse.Namespace) -> int:
     else:
         from ilr_jax.report import labelled, labels
 
+        which["workdir"] = readable(arguments.workdir)
         lines = [encode(row, "a label") + b"\n" for row in labels(**which)]
         write_bytes(Path(arguments.labels), b"".join(lines))
         print(f"{len(lines)} labels, as after round {labelled(**which)[-1]['round']}")

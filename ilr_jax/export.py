@@ -17,8 +17,11 @@ def model(workdir: str | Path, method: str, seed: int, round: int | None, out: s
     Merging adds the adapter in float32 and rounds to the dtype of the base. Raises ValueError for a run or round that is not there, and for
     a folder that is not empty.
     """
-    workdir = Path(workdir)
+    store = Store(workdir)
+    workdir = store.root
     path = workdir / "runs" / f"{method}-seed{seed}.json"
+    store.mirror.pull(path)
+    store.mirror.pull(workdir / "config.json")
     if not path.exists():
         there = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "no run at all"
         raise ValueError(f"wanted the run {path.stem!r} in {workdir}, which holds {there}")
@@ -26,7 +29,7 @@ def model(workdir: str | Path, method: str, seed: int, round: int | None, out: s
     chosen = max(rows) if round is None else round
     if chosen not in rows:
         raise ValueError(f"wanted round {chosen} of {path.stem}, which has rounds {min(rows)} to {max(rows)}")
-    bench = Bench(Store(workdir), ConfigDict(read_json(workdir / "config.json")))
+    bench = Bench(store, ConfigDict(read_json(workdir / "config.json")))
     base = Model(bench.config.strong.model, bench.dtype)
     trained = bench.store.read(workdir / rows[chosen]["model"])
     if trained.manifest["inputs"]["model"] != base.digest:

@@ -158,7 +158,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def explained(path: Path, verb: str = "write", only: Collection[int] | None = None) -> Iterator[None]:
+def explained(path: str | os.PathLike[str], verb: str = "write", only: Collection[int] | None = None) -> Iterator[None]:
     """Turn an OSError (of the numbers in `only`) into one that names the path and says what to do."""
     try:
         yield

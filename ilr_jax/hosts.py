@@ -5,6 +5,7 @@ verdicts of programs and services) is asked of process 0 by `told`; what lies sp
 the processes talk through gloo, JAX's default there (0.10).
 """
 
+import itertools
 import os
 import pickle
 import re
@@ -20,13 +21,16 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
+from orbax.checkpoint import multihost
 
 LONGER = 60  # seconds that JAX may take beyond our own limit, so that ours is the one that ends the wait
 HEARTBEAT = 60  # seconds without a sign of life after which a process counts as gone
 STATUS = re.compile(r"(UNKNOWN|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|INTERNAL): ")  # how XLA's errors begin
+PATIENCE = 30 * 24 * 3600 * 1000  # milliseconds that a process waits for what process 0 finds out, from a judge, say
 SHUTDOWN = 60  # seconds that a process which has ended waits for the others to end too
 
 Told = TypeVar("Told")
+_meetings = itertools.count()
 
 
 def start(distributed: bool, address: str | None, count: int | None, number: int | None, timeout: float) -> None:
@@ -158,6 +162,7 @@ def told(ask: Callable[[], Told]) -> Told:
     if jax.process_count() == 1:
         return ask()
     if not leads():
+        _meet()
         answer, failed = pickle.loads(_sent(b""))
         if failed:
             raise Lost(f"process 0 failed: {failed}")
@@ -166,10 +171,17 @@ def told(ask: Callable[[], Told]) -> Told:
         answer = ask()
         data = pickle.dumps((answer, ""))
     except Exception as error:
+        _meet()
         _sent(pickle.dumps((None, f"{type(error).__name__}: {error}")))
         raise
+    _meet()
     _sent(data)
     return answer
+
+
+def _meet() -> None:
+    """Wait for the other processes in JAX's coordination service, as long as they live; waiting on devices has a limit (gloo: 30 s)."""
+    multihost.get_barrier_sync_fn()(key=f"told-{next(_meetings)}", timeout_ms=PATIENCE)
 
 
 def _sent(data: bytes) -> bytes:

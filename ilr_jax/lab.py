@@ -46,9 +46,10 @@ class _Told:
 class Lab:
     """Task, models and store of one config in one workdir; models are loaded when first used."""
 
-    def __init__(self, config: Config, workdir: Path):
-        self.config, self.workdir = config, workdir
-        self.bench, self.memory = Bench(Store(workdir, hosts.leads(), hosts.told), config), Memory()
+    def __init__(self, config: Config, workdir: str | Path):
+        self.config, self.memory = config, Memory()
+        self.bench = Bench(Store(workdir, hosts.leads(), hosts.told), config)
+        self.mirror, self.workdir = self.bench.store.mirror, self.bench.store.root
         self.task: tasks.Task = _Told(tasks.load(config.task))
         self.d1, self.d2 = split.parts(self.task.train(), config.demos, config.given, config.seed)
         self.tests = self.task.test()

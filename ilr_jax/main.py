@@ -16,7 +16,9 @@ from ilr_jax import interruption, progress
 from ilr_jax.types import Config
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file of configs/, any field of which may be overridden.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the experiment; the same command continues what was interrupted.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the experiment, or gs://BUCKET/NAME; the same command continues what was interrupted."
+)
 TRACEBACK = flags.DEFINE_bool("traceback", False, "On an error, show where in the code it was raised, not the message alone.")
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "One of several processes; JAX finds the others: TPU metadata, SLURM, MPI, Kubernetes."

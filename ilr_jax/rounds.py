@@ -124,12 +124,22 @@ def run(config: Config, workdir: str | Path) -> None:
     names = settings.check(config)
     if config.compute.cache:
         _keep_compiled(Path(config.compute.cache).expanduser())
-    lab = Lab(config, Path(workdir))
+    lab = Lab(config, workdir)
     lab.check()  # before the workdir is claimed: what fails on bad input must not stand in the way of the corrected command
     feedback.check(lab)
-    hosts.told(lambda: claim(workdir, _resolved(lab), ignore=settings.incidental(config)))
+    hosts.told(lambda: _claim(lab))
     for number, name in enumerate(names, 1):
         _record(lab, name, f"[{number}/{len(names)}] {name}")
+
+
+def _claim(lab: Lab) -> None:
+    """See that the workdir is that of this config, or of none yet."""
+    path = lab.workdir / "config.json"
+    if lab.mirror.url:
+        lab.bench.say(f"{lab.mirror.url} is worked on in {lab.workdir}")
+    lab.mirror.pull(path)
+    claim(lab.workdir, _resolved(lab), ignore=settings.incidental(lab.config))
+    lab.mirror.push(path)
 
 
 def _resolved(lab: Lab) -> dict[str, Any]:
@@ -150,7 +160,7 @@ def _record(lab: Lab, name: str, title: str) -> None:
     Times and FLOPs are those of the stages that a round was the first to need, whoever built them: a second run leaves the same bytes.
     """
     path = lab.workdir / "runs" / f"{name}-seed{lab.config.seed}.json"
-    old = hosts.told(lambda: _begun(path))
+    old = hosts.told(lambda: _begun(lab, path))
     lab.bench.spent.clear()
     steps, done, total = METHODS[name](lab), [], 1 if name in ONE_ROUND else lab.config.rounds + 1
     for r in range(total):
@@ -161,15 +171,21 @@ def _record(lab: Lab, name: str, title: str) -> None:
         record = {"method": name, "seed": lab.config.seed, "finished": r + 1 == total, "started": old["started"]}
         if len(done) >= len(old["rounds"]):
             record |= {"config": old.get("config", _resolved(lab)), **spent, "rounds": done}
-            hosts.told(partial(write_json, path, record))
+            hosts.told(partial(_write, lab, path, record))
         lab.bench.say(_line(facts))
 
 
-def _begun(path: Path) -> Mapping[str, Any]:
+def _begun(lab: Lab, path: Path) -> Mapping[str, Any]:
     """The record of an earlier run, or the beginning of one."""
     with explained(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
+    lab.mirror.pull(path)
     return read_json(path) if path.exists() else {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "rounds": []}
+
+
+def _write(lab: Lab, path: Path, record: Mapping[str, Any]) -> None:
+    write_json(path, record)
+    lab.mirror.push(path)
 
 
 def _line(facts: Round) -> str:

@@ -17,6 +17,7 @@ import jax
 from ilr_jax import batches, hosts, interruption, sharding, tokenizer
 from ilr_jax.batches import Epochs, Packing, Sample
 from ilr_jax.files import explained, read_rows, write_rows
+from ilr_jax.mirror import Mirror
 from ilr_jax.models import flops, lora
 from ilr_jax.models.attention import Implementation
 from ilr_jax.models.config import ModelConfig
@@ -177,8 +178,8 @@ def fine_tune(
         done = fit(bench, name, folder, step, start, model.params, at, epochs.steps, snapshots=snapshots, on_snapshot=keep)
         checkpoint.save_tree(folder / ADAPTERS, done.state.trainable)
         if snapshots:
-            taken = [load_adapters(bench, model, folder / "resume" / f"{i}.safetensors", 1) for i in range(1, snapshots + 1)]
-            checkpoint.save_tree(folder / SNAPSHOTS, state.stack(taken))
+            taken = [folder / "resume" / f"{i}.safetensors" for i in range(1, snapshots + 1)]
+            hosts.told(lambda: checkpoint.join(taken, folder / SNAPSHOTS))
         cut = sum(0 < c.max_length < len(prompt) + len(answer) for samples in data for prompt, answer in samples)
         return {"examples": list(epochs.sizes), "steps": list(epochs.totals), "cut_to_max_length": cut}
 
@@ -189,16 +190,17 @@ def fine_tune(
 def fit(bench: Bench, name: str, folder: Path, *args: Any, **options: Any) -> loop.Fitted:
     """`loop.fit` in what survives a kill; of its logs the metrics become part of the stage, TensorBoard's (with times in them) do not."""
     where = folder / "resume"
-    put = partial(sharding.put_rows, bench.layout)
-    done = loop.fit(*args, folder=where, name=name, put=put, save_seconds=bench.config.compute.save_every, **options)
-    hosts.told(lambda: _keep_logs(where, folder, bench.store.root / "tensorboard" / folder.name))
+    put, mirror = partial(sharding.put_rows, bench.layout), bench.store.mirror
+    done = loop.fit(*args, folder=where, name=name, put=put, save_seconds=bench.config.compute.save_every, mirror=mirror, **options)
+    hosts.told(lambda: _keep_logs(where, folder, bench.store.root / "tensorboard" / folder.name, mirror))
     return done
 
 
-def _keep_logs(where: Path, folder: Path, board: Path) -> None:
+def _keep_logs(where: Path, folder: Path, board: Path, mirror: Mirror) -> None:
     shutil.copyfile(where / METRICS, folder / METRICS)
     shutil.rmtree(board, ignore_errors=True)
     shutil.copytree(where / "tensorboard", board)
+    mirror.push(board)
 
 
 def _tokens(metrics: Path) -> int:

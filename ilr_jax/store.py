@@ -37,6 +37,7 @@ from ilr_jax.files import (
     write_json,
     write_rows,
 )
+from ilr_jax.mirror import Mirror
 from ilr_jax.types import Artifact, Stage
 
 __all__ = ["Store", "StorageError", "claim", "read_json", "read_rows", "write_json", "write_rows"]
@@ -50,13 +51,15 @@ Build = Callable[[Path], Mapping[str, Any] | None]
 
 
 class Store:
-    """The artifacts under `root`. Before its first use by a store every file's SHA-256 is checked, afterwards the sizes are.
+    """The artifacts under `root`, or in a bucket (`mirror`). Before its first use by a store every file's SHA-256 is checked, afterwards
+    the sizes are.
 
     Of several processes that build together, one `leads` and writes; `told(ask)` is what `ask()` is in that one (`hosts.told`).
     """
 
     def __init__(self, root: str | Path, leads: bool = True, told: Callable[[Callable[[], Any]], Any] = lambda ask: ask()):
-        self.root, self.leads, self.told = Path(root), leads, told
+        self.mirror, self.leads, self.told = Mirror(root), leads, told
+        self.root = self.mirror.root
         self.how: Mapping[str, str] = {}  # what about.json notes too: on which devices, and how, stages are built
         self._verified: set[Path] = set()
         self._warned: set[tuple[str, ...]] = set()
@@ -72,6 +75,7 @@ class Store:
         """The stage's artifact if it is finished, else None. ValueError, naming the file, if it is damaged."""
         key = self.key(stage)
         folder = self.root / "stages" / f"{stage.name}-{key[:12]}"
+        self.mirror.exchange(folder)
         if not folder.exists():
             return None
         artifact = self.read(folder, key)
@@ -80,6 +84,7 @@ class Store:
 
     def read(self, folder: Path, key: str | None = None) -> Artifact:
         """The artifact in a folder of `stages/`. ValueError, naming the file, if it is damaged."""
+        self.mirror.exchange(folder)
         manifest = _check(folder, key, hashes=folder not in self._verified)
         self._verified.add(folder)
         return Artifact(str(folder), manifest["key"], manifest)
@@ -103,7 +108,7 @@ class Store:
         Raises ValueError for a damaged artifact, StorageError if the disk refuses, and whatever `build` raises.
         """
         if artifact := self.told(lambda: self.find(stage)):
-            return artifact
+            return self._here(artifact)
         key = self.key(stage)
         partial = self.root / "partial" / f"{stage.name}-{key[:12]}"
         lock = locked(partial.with_name(f"{partial.name}.lock"), f"stage {stage.name!r}") if self.leads else nullcontext()
@@ -111,13 +116,17 @@ class Store:
             # Asked again: another run may have built it while this one waited.
             if not self.told(lambda: self.find(stage) is not None or _sealed(partial, key)):
                 self._fill(partial, stage, key, build)
-            return self.told(lambda: self._committed(partial, stage))
+            return self._here(self.told(lambda: self._committed(partial, stage)))
+
+    def _here(self, artifact: Artifact) -> Artifact:
+        """The artifact of the process that leads, in this one, which has a folder of its own if there is a bucket."""
+        return artifact if self.leads or not self.mirror.url else self.read(self.root / "stages" / Path(artifact.folder).name, artifact.key)
 
     def _fill(self, partial: Path, stage: Stage, key: str, build: Build) -> None:
         """Build into `partial`, and seal it with its manifest."""
-        self.told(lambda: _emptied(partial))
+        self.told(lambda: self._emptied(partial))
         began = time.monotonic()
-        with explained(partial, only=FULL), nullcontext(partial) if self.leads else _aside(partial) as folder:
+        with explained(partial, only=FULL), nullcontext(partial) if self.leads else _aside() as folder:
             metrics = build(folder)
         self.told(lambda: _seal_up(partial, stage, key, metrics, _about(time.monotonic() - began, self.how)))
 
@@ -128,7 +137,17 @@ class Store:
             self._verified.add(final)  # its bytes were hashed as they were written
         artifact = self.find(stage)
         assert artifact is not None
+        self.mirror.drop(partial)
         return artifact
+
+    def _emptied(self, partial: Path) -> None:
+        """Make the folder, and keep nothing of an earlier attempt in it but `resume/`; what of that is in a bucket is taken from there."""
+        with explained(partial):
+            partial.mkdir(parents=True, exist_ok=True)
+            for path in partial.iterdir():
+                if path.name != RESUME:
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        self.mirror.pull_files(partial / RESUME)
 
     def finished(self) -> list[Artifact]:
         """Every finished artifact, by folder name, checked as in `find`."""
@@ -152,21 +171,10 @@ def claim(workdir: str | Path, config: Mapping[str, Any], ignore: Sequence[str] 
         raise ValueError("\n".join([f"{workdir} was made by a different config; choose another workdir or set these back:", *lines]))
 
 
-def _emptied(partial: Path) -> None:
-    """Make the folder, and keep nothing of an earlier attempt in it but `resume/`."""
-    with explained(partial):
-        partial.mkdir(parents=True, exist_ok=True)
-        for path in partial.iterdir():
-            if path.name != RESUME:
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-
-
 @contextmanager
-def _aside(partial: Path) -> Iterator[Path]:
-    """A folder for what a process that does not lead writes beside the others; only `resume/` is that of all."""
+def _aside() -> Iterator[Path]:
+    """A folder for what a process that does not lead writes beside the others."""
     with tempfile.TemporaryDirectory(prefix="ilr-") as name:
-        (partial / RESUME).mkdir(exist_ok=True)
-        os.symlink((partial / RESUME).absolute(), Path(name) / RESUME)
         yield Path(name)
 
 

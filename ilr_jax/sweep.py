@@ -83,6 +83,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     options, flags = parser().parse_known_args(list(sys.argv[1:] if argv is None else argv))
     try:
         base, workdir = main.config_of(flags)
+        if "://" in workdir:
+            raise ValueError(f"wanted a folder as workdir of a sweep, whose runs share stages by locks, got {workdir!r}")
         jobs = plan(flags, base, Path(workdir), grid(options.grid), _seeds(options.seeds))
         if options.jobs < 1:
             raise ValueError(f"--jobs: wanted at least 1, got {options.jobs}")

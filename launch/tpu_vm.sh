@@ -10,7 +10,8 @@
 #   launch/tpu_vm.sh [--dry-run] fetch      copy WORKDIR to TO
 #   launch/tpu_vm.sh [--dry-run] delete     give the TPU back, with the disks of its hosts
 #
-# Many hosts need a WORKDIR that all of them see, and a preempted machine loses its disk: for either, give SHARE and a WORKDIR in /mnt/ilr.
+# Many hosts need a WORKDIR that all of them see, and a preempted machine loses its disk: for either, WORKDIR=gs://BUCKET/NAME, or SHARE and a
+# WORKDIR in /mnt/ilr.
 set -euo pipefail
 CONFIG=${CONFIG:-configs/gsm8k.py}           # the experiment
 WORKDIR=${WORKDIR:-runs/gsm8k}               # its folder on the hosts; a relative one lies in ~/ilr_jax
@@ -54,6 +55,12 @@ start() {
 }
 
 fetch() {
+  case $WORKDIR in gs://*)
+    run mkdir -p "$TO"
+    run gcloud storage rsync --recursive '--exclude=^partial/' "$WORKDIR" "$TO"
+    return
+    ;;
+  esac
   on 0 "cd ilr_jax && tar -czf ~/fetched.tgz -C $(quoted "$WORKDIR") ."
   run mkdir -p runs "$TO"
   tpu scp "$NAME:fetched.tgz" runs/fetched.tgz --worker=0

@@ -5,6 +5,7 @@ what users run: XLA_FLAGS=--xla_backend_optimization_level=3.
 """
 
 import os
+from collections.abc import Iterator
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8"
@@ -24,6 +25,7 @@ from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
+from made_up_bucket import NAME, emulated  # noqa: E402
 from made_up_runs import make_workdir  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
@@ -117,6 +119,19 @@ def workdir(tmp_path) -> Path:
     return make_workdir(tmp_path / "one")
 
 
+@pytest.fixture(scope="session")
+def emulator() -> Iterator[None]:
+    """`gs://made-up/...` is there, for this process and its children."""
+    with emulated():
+        yield
+
+
+@pytest.fixture
+def url(emulator, tmp_path) -> str:
+    """A workdir in a bucket that nobody else uses."""
+    return f"gs://{NAME}/{tmp_path.parent.name}/{tmp_path.name}"
+
+
 def every_label_usable(patch: pytest.MonkeyPatch) -> None:
     """Random models never write `####`, without which a label is not trained on."""
     patch.setattr("ilr_jax.tasks.wordmath.WordMath.usable", lambda self, answer: True)
@@ -134,5 +149,8 @@ def child(workdir: str, models: str, *flags: str) -> None:
         if flags:
             config.method, config.weak.epochs = "ilr", 8
             config.sharding.update({"data": 2, "fsdp": 2, "tensor": 1})
+        if judge := os.environ.get("MADE_UP_JUDGE"):
+            config.feedback, config.judge.base_url, config.judge.key_name, config.weak.epochs = "judge", judge, "", 1
+            config.endpoint.cache = f"{workdir}-answers"
         patch.setattr(rounds, "run", lambda _, folder: run(config, folder))
         main.leave(main.run(["child", f"--config={quickstart.__file__}", f"--workdir={workdir}", *flags]))

@@ -16,7 +16,8 @@ ARROWS = {
     "sharding": set(),
     "interruption": set(),
     "hosts": set(),
-    "store": {"files", "types"},
+    "mirror": {"files"},
+    "store": {"files", "mirror", "types"},
     "services": {"files", "progress", "types"},
     "metrics": set(),
     "tokenizer": {"models"},
@@ -24,7 +25,7 @@ ARROWS = {
     "tasks": {"types", "files"},
     "models": {"types", "files", "sharding"},
     "sample": {"hosts", "models", "progress", "sharding", "types"},
-    "train": {"models", "files", "hosts", "interruption", "progress", "sharding", "types"},
+    "train": {"files", "hosts", "interruption", "mirror", "models", "progress", "sharding", "types"},
     "refine": {"types"},
     "page": {"files", "types"},
     "report": {"files", "metrics", "page", "refine", "types"},
@@ -35,6 +36,7 @@ ARROWS = {
         "files",
         "hosts",
         "interruption",
+        "mirror",
         "models",
         "progress",
         "roles",
@@ -58,10 +60,10 @@ ARROWS = {
     "main": {"hosts", "interruption", "progress", "rounds", "types"},
     "plan": {"batches", "evaluator", "main", "models", "roles", "sample", "sharding", "stages", "store", "train"},
     "sweep": {"files", "main", "report", "settings", "store", "types"},
-    "cli": {"main", "sweep", "report", "export", "files", "store", "types"},
+    "cli": {"main", "sweep", "report", "export", "files", "mirror", "store", "types"},
 }
 WITHOUT_JAX = {"types", "files", "interruption", "progress", "store", "metrics", "batches", "tasks", "settings", "refine", "page", "report"}
-WITHOUT_JAX |= {"services", "sweep"}
+WITHOUT_JAX |= {"mirror", "services", "sweep"}
 
 
 def room_of(path: Path) -> str:

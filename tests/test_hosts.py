@@ -1,6 +1,7 @@
 """Several real processes on this machine: they meet, they decide together, and one that is left alone says so in bounded time."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -10,11 +11,15 @@ import sys
 import time
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from ilr_jax import hosts
+
+sys.path.insert(0, str(Path(__file__).parent / "services"))
+from fake_api import chat, serving
 
 ROOT = Path(__file__).parent.parent
 COMMAND = """
@@ -63,12 +68,13 @@ def free_address() -> str:
         return f"localhost:{s.getsockname()[1]}"
 
 
-def begin(script: str, *words: str, devices: int = 1) -> subprocess.Popen:
-    """A process of `script`, or of the command itself where there is none."""
+def begin(script: str, *words: str, devices: int = 1, home: Path | None = None) -> subprocess.Popen:
+    """A process of `script`, or of the command itself where there is none; with a `home` it is on a machine of its own."""
     xla = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     ours = ["-c", script] if script else ["-m", "ilr_jax.main", "--config=configs/quickstart.py", "--workdir=nowhere"]
     command = [sys.executable, "-W", "ignore", *ours, *words]
-    return subprocess.Popen(command, env=ENV | {"XLA_FLAGS": xla}, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    env = ENV | {"XLA_FLAGS": xla} | ({**os.environ, "XLA_FLAGS": xla, "HOME": str(home)} if home else {})
+    return subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def ended(process: subprocess.Popen) -> tuple[str, str]:
@@ -132,11 +138,12 @@ def test_a_notice_to_one_process_makes_both_save_after_the_same_step(tmp_path):
     assert said[0] == said[1] and re.fullmatch(r"saved \d+", said[0][0]) and said[0][0].split()[1] in said[0][1], said
 
 
-def experiment(workdir: Path, models: Path, count: int) -> list[subprocess.Popen]:
-    """The tiny experiment on four devices of `count` processes."""
+def experiment(workdir: Path | str, models: Path, count: int, homes: Path | None = None) -> list[subprocess.Popen]:
+    """The tiny experiment on four devices of `count` processes; with `homes` each on a machine of its own."""
     address = free_address()
     words = [flags(address, count, number) for number in range(count)] if count > 1 else [["--nodistributed"]]
-    return [begin(EXPERIMENT, str(workdir), str(models), *given, devices=4 // count) for given in words]
+    home = lambda number: homes / str(number) if homes else None
+    return [begin(EXPERIMENT, str(workdir), str(models), *given, devices=4 // count, home=home(i)) for i, given in enumerate(words)]
 
 
 def refined(workdir: Path) -> tuple[dict, dict, list, dict]:
@@ -148,12 +155,27 @@ def refined(workdir: Path) -> tuple[dict, dict, list, dict]:
     return figures, labels, names, load_file(workdir / row["model"] / "adapters.safetensors")
 
 
-def test_a_round_on_several_processes_is_that_of_one_and_goes_on_without_the_one_that_was_lost(tiny_models, tmp_path):
-    """Four processes are begun, one of them is killed as they train, and two go on."""
-    models = tiny_models["gemma"].parent
-    (alone,) = experiment(tmp_path / "one", models, 1)
+@pytest.fixture(scope="module")
+def one(tiny_models, tmp_path_factory) -> Path:
+    """The workdir of the tiny experiment on one process."""
+    workdir = tmp_path_factory.mktemp("one")
+    (alone,) = experiment(workdir, tiny_models["gemma"].parent, 1)
     said = ended(alone)
     assert alone.returncode == 0, said
+    return workdir
+
+
+def assert_same(found: Path, wanted: Path) -> None:
+    """Two workdirs hold the same round, labels and files, and the same adapter up to rounding."""
+    (*ours, adapter), (*theirs, other) = refined(found), refined(wanted)
+    assert ours == theirs
+    for name, weights in adapter.items():
+        np.testing.assert_allclose(other[name], weights, rtol=0, atol=1e-6, err_msg=name)
+
+
+def test_a_round_on_several_processes_is_that_of_one_and_goes_on_without_the_one_that_was_lost(one, tiny_models, tmp_path):
+    """Four processes are begun, one of them is killed as they train, and two go on."""
+    models = tiny_models["gemma"].parent
     many = tmp_path / "many"
     four = experiment(many, models, 4)
     while not list(many.glob("partial/weak-*/resume/resume/*/manifest.json")):
@@ -171,10 +193,39 @@ def test_a_round_on_several_processes_is_that_of_one_and_goes_on_without_the_one
     said = [ended(process) for process in two]
     assert [process.returncode for process in two] == [0, 0], said
     assert "weak: " in said[0][1] and "weak: 0/" not in said[0][1] and "steps" not in said[1][1], said
-    (*wanted, adapter), (*found, other) = refined(tmp_path / "one"), refined(many)
-    assert found == wanted
-    for name, weights in adapter.items():
-        np.testing.assert_allclose(other[name], weights, rtol=0, atol=1e-6, err_msg=name)
+    assert_same(many, one)
+
+
+def test_processes_that_share_a_bucket_alone_are_killed_and_one_goes_on_elsewhere(one, tiny_models, tmp_path, url):
+    """Two processes, each with a disk of its own, are killed as they train; a third machine takes their last save from the bucket."""
+    models, bucket = tiny_models["gemma"].parent, fsspec.filesystem("gs", use_listings_cache=False)
+    two = experiment(url, models, 2, tmp_path / "lost")
+    while not [name for name in bucket.find(f"{url}/partial") if "/weak-" in name and name.endswith("/resume/resume/2/manifest.json")]:
+        assert two[0].poll() is None, two[0].communicate()
+        time.sleep(0.2)
+    for process in two:
+        process.kill()
+        process.communicate()
+    (third,) = experiment(url, models, 1, tmp_path / "new")
+    said = ended(third)
+    assert third.returncode == 0 and "weak: " in said[1] and "weak: 0/" not in said[1], said
+    assert_same(tmp_path / "new" / "0" / ".cache" / "ilr_jax" / "workdirs" / url.removeprefix("gs://"), one)
+    assert not bucket.find(f"{url}/partial")
+
+
+def test_a_slow_judge_behind_an_endpoint_is_asked_by_one_process_and_awaited_by_the_other(tiny_models, tmp_path, monkeypatch):
+    """It takes longer than processes that talk over their devices wait for each other (gloo: 30 s)."""
+    verdict = {"B": math.log(0.9), "A": math.log(0.1)}
+    late = chat("B", verdict)
+    late.pause = 40.0
+    with serving(lambda path, body: chat("B", verdict), [late]) as api:
+        monkeypatch.setitem(ENV, "MADE_UP_JUDGE", api.url)
+        two = experiment(tmp_path / "run", tiny_models["gemma"].parent, 2)
+        said = [ended(process) for process in two]
+    assert [process.returncode for process in two] == [0, 0], said
+    asked = [json.dumps(body) for _, body in api.asked]
+    figures = refined(tmp_path / "run")[0]
+    assert len(asked) == len(set(asked)) == 2 * figures["compared"] > 0  # both orders, each once
 
 
 BAD = {

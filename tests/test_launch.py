@@ -33,6 +33,7 @@ CALLS = [
     ("gpu.sh", (FLAG,), {"CUDA": "cuda12"}),
     ("slurm.sh", (FLAG,), {"PARTITION": "a b", "ACCOUNT": "it's mine"}),
     *(("tpu_vm.sh", (action,), {"NAME": "a b"}) for action in ("create", "setup", "logs", "stop", "fetch", "delete")),
+    ("tpu_vm.sh", ("fetch",), {"WORKDIR": "gs://bucket/a b"}),
     *(("tpu_vm.sh", (action, FLAG), {"SHARE": "10.0.0.2:/a b", "ZONE": "z", "SPOT": "yes"}) for action in ("run", "resume")),
 ]
 

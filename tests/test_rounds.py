@@ -194,7 +194,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(finished,
     for stage, number, code in (("weak", signal.SIGKILL, -9), ("folds", signal.SIGTERM, 143), ("dpo", signal.SIGKILL, -9)):
         with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL) as process:
             deadline = time.monotonic() + 240
-            while not list(tmp_path.glob(f"partial/{stage}-*/resume/resume/1")):
+            while not list(tmp_path.glob(f"partial/{stage}-*/resume/resume/1/manifest.json")):
                 assert process.poll() is None and time.monotonic() < deadline
                 time.sleep(0.005)
             process.send_signal(number)

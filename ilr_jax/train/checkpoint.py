@@ -1,18 +1,14 @@
 """Saving: the state of a run that may be killed (orbax, under `folder/resume/<step>`), and trained weights as one safetensors file.
 
-Not here: when to save (`loop`) and what a stage's artefact is (`store`). Orbax 0.12 is safe against crashes but restores flipped bits in
-silence, so a SHA-256 manifest of our own stands beside every save and is checked before anything is read.
+Not here: when to save (`loop`), which saves there are and whether they are undamaged (`saves`), and what a stage's artefact is (`store`).
 """
 
-import hashlib
-import json
 import logging
 import os
 import re
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +20,11 @@ from safetensors.numpy import load_file
 from safetensors.numpy import save as safetensors_bytes
 
 from ilr_jax import files, hosts
+from ilr_jax.mirror import Mirror
 from ilr_jax.sharding import Layout, paths, put_weights
+from ilr_jax.train.saves import Saves
 
-KEPT = 2
-MANIFEST = "manifest.json"
-
-
-class Damaged(ValueError):
-    """A saved file is not what was written; the message names it."""
+HERE = Mirror(".")  # of folders that no bucket stands behind
 
 
 def _names(tree: Any) -> dict[str, Any]:
@@ -43,21 +36,11 @@ def _described(tree: Any) -> dict[str, list]:
     return {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in _names(tree).items()}
 
 
-def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any], where: Path) -> None:
+def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any], where: str | os.PathLike[str]) -> None:
     problems = [f"{name}: wanted {wanted.get(name)}, got {found.get(name)}" for name in sorted(found.keys() | wanted.keys())]
     problems = [p for p, name in zip(problems, sorted(found.keys() | wanted.keys()), strict=True) if found.get(name) != wanted.get(name)]
     if problems:
         raise ValueError(f"{where} holds other arrays than this run has; use another folder, or delete it:\n  " + "\n  ".join(problems))
-
-
-def _steps(resume: Path) -> list[int]:
-    """Steps that were saved completely, newest first."""
-    return sorted((int(path.name) for path in resume.glob("*") if path.name.isdigit()), reverse=True)
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    return {str(path.relative_to(folder)): files.sha256_of(path) for path in paths}
 
 
 class Saver:
@@ -66,8 +49,10 @@ class Saver:
     All processes use it alike. One save is under way at a time; leaving the block waits for it.
     """
 
-    def __init__(self, folder: Path):
-        self._resume, self._writer = (folder / "resume").resolve(), ocp.StandardCheckpointer()
+    def __init__(self, folder: Path, mirror: Mirror = HERE):
+        """With a bucket, arrays go straight there, from every process, and the files of `folder` with each save."""
+        self._folder, self._mirror = folder, mirror
+        self._saves, self._writer = _saves(folder, mirror), ocp.StandardCheckpointer()
         self._pool = ThreadPoolExecutor(1)
         self._under_way: Future[None] | None = None
 
@@ -89,17 +74,19 @@ class Saver:
     def begin(self, step: int, tree: Any, note: Mapping[str, Any]) -> None:
         """Commit `tree` (arrays) and `note` (JSON) as the state after `step` steps; the step before it stays, older ones go.
 
-        All or nothing: the numbered folder appears by a rename when its files and manifest are on the disk. StorageError if the disk
-        refuses, or refused the save before.
+        All or nothing: a save counts when its manifest is written, last. StorageError if the disk refuses, or refused the save before.
         """
         self.finish()
-        target = self._resume / str(step)
-        half = target.with_name(f"{step}.half")
-        body = {"step": step, "note": note, "arrays": _described(tree)}
-        hosts.told(lambda: _cleared(target, half))
-        with _whole(target, half):
-            self._writer.save(half / "tree", tree)
-        self._under_way = self._pool.submit(self._committed, half, target, body)
+        body = {"note": note, "arrays": _described(tree)}
+        hosts.told(lambda: self._make_room(step))
+        with self._whole(step):
+            self._writer.save(self._saves.of(step) / "tree", tree)
+        self._under_way = self._pool.submit(self._committed, step, body)
+
+    def _make_room(self, step: int) -> None:
+        with files.explained(self._saves.of(step)):
+            self._saves.clear(step)
+        self._mirror.push_files(self._folder)  # a save must never be ahead of them
 
     def finish(self) -> None:
         """Wait until the save that is under way is committed."""
@@ -111,30 +98,35 @@ class Saver:
         hosts.told(done.result)
         done.result()
 
-    def _committed(self, half: Path, target: Path, body: Mapping[str, Any]) -> None:
+    def _committed(self, step: int, body: Mapping[str, Any]) -> None:
         """On a thread: orbax is done in process 0 once it is in all."""
-        with _whole(target, half):
+        with self._whole(step):
             self._writer.wait_until_finished()
             if hosts.leads():
-                _commit(half, target, body)
+                self._saves.commit(step, body)
+
+    @contextmanager
+    def _whole(self, step: int) -> Iterator[None]:
+        """Write a save, or leave nothing of it, which would keep a full disk full; what the disk says becomes a StorageError."""
+        try:
+            with files.explained(self._saves.of(step)):
+                try:
+                    yield
+                except ValueError as error:  # so orbax reports what the system said
+                    number = re.search(r"os_error_code='(\d+)'", str(error))
+                    if number is None:
+                        raise
+                    raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        except BaseException:
+            if hosts.leads():
+                with suppress(OSError):  # the error that is told is the first
+                    self._saves.remove(step)
+            raise
 
 
-@contextmanager
-def _whole(target: Path, half: Path) -> Iterator[None]:
-    """Write `target`, or leave nothing of it, which would keep a full disk full; what the disk says becomes a StorageError."""
-    try:
-        with files.explained(target):
-            try:
-                yield
-            except ValueError as error:  # so orbax reports what the system said
-                number = re.search(r"os_error_code='(\d+)'", str(error))
-                if number is None:
-                    raise
-                raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-    except BaseException:
-        if hosts.leads():
-            shutil.rmtree(half, ignore_errors=True)
-        raise
+def _saves(folder: Path, mirror: Mirror) -> Saves:
+    """Where process 0 has the saves of the run in `folder`, in all processes."""
+    return Saves(hosts.told(lambda: mirror.twin(folder / "resume")))
 
 
 def _not_raised_too(record: logging.LogRecord) -> bool:
@@ -142,66 +134,23 @@ def _not_raised_too(record: logging.LogRecord) -> bool:
     return record.levelno < logging.ERROR or "orbax" not in record.pathname
 
 
-def _cleared(target: Path, half: Path) -> None:
-    for left_over in [target, *target.parent.glob("*.half")]:
-        shutil.rmtree(left_over, ignore_errors=True)
-    with files.explained(target):
-        half.mkdir(parents=True)
-
-
-def _commit(half: Path, target: Path, body: Mapping[str, Any]) -> None:
-    text = json.dumps({**body, "files": _hashes(half)}, sort_keys=True)
-    files.write_bytes(half / MANIFEST, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode())
-    os.replace(half, target)
-    files.sync_folder(target.parent)
-    for old in _steps(target.parent)[KEPT:]:
-        shutil.rmtree(target.with_name(str(old)))
-
-
-def _verified(folder: Path) -> dict[str, Any]:
-    """The manifest of one save, after every file has been compared with it; Damaged names the first that differs."""
-    try:
-        digest, text = (folder / MANIFEST).read_text(encoding="utf-8").split("\n")
-    except (OSError, ValueError) as error:
-        raise Damaged(f"{folder / MANIFEST} cannot be read ({error})") from error
-    if hashlib.sha256(text.encode()).hexdigest() != digest:
-        raise Damaged(f"{folder / MANIFEST} was changed after it was written")
-    body = json.loads(text)
-    found = _hashes(folder)
-    for name in sorted(found.keys() | body["files"].keys()):
-        if found.get(name) != body["files"].get(name):
-            what = "is missing" if name not in found else "was changed after it was written" if name in body["files"] else "was added"
-            raise Damaged(f"{folder / name} {what}")
-    return body
-
-
-def restore(folder: Path, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
+def restore(folder: Path, like: Any, mirror: Mirror = HERE) -> tuple[int, Any, dict[str, Any]] | None:
     """Step, tree and note of the newest undamaged save, the arrays placed as those of `like`; None where there is none.
 
     The arrays of `like` are deleted once such a save is found: what is read takes their room.
     Logs a warning that names the file for each damaged save that is passed over. ValueError where a save has other names, shapes or dtypes.
     """
-    resume = (folder / "resume").resolve()
-    body = hosts.told(lambda: _newest(resume))
+    saves = _saves(folder, mirror)
+    body = hosts.told(saves.newest)
     if body is None:
         return None
-    path = resume / str(body["step"])
+    path = saves.of(body["step"])
     _compare(body["arrays"], _described(like), path)
     blank = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
     for leaf in jax.tree.leaves(like):
         leaf.delete()
     with ocp.StandardCheckpointer() as checkpointer:
         return body["step"], checkpointer.restore(path / "tree", blank), body["note"]
-
-
-def _newest(resume: Path) -> dict[str, Any] | None:
-    """What the newest undamaged save says of itself."""
-    for step in _steps(resume):
-        try:
-            return _verified(resume / str(step))
-        except Damaged as error:
-            logging.getLogger(__name__).warning("%s; going back to the save before it", error)
-    return None
 
 
 def save_tree(path: Path, tree: Any, note: str | None = None) -> None:
@@ -211,6 +160,13 @@ def save_tree(path: Path, tree: Any, note: str | None = None) -> None:
     """
     arrays = {name: np.ascontiguousarray(hosts.fetched(leaf)) for name, leaf in _names(tree).items()}
     hosts.told(lambda: files.write_bytes(path, safetensors_bytes(arrays, None if note is None else {"note": note})))
+
+
+def join(parts: Sequence[Path], path: Path) -> None:
+    """Write files of `save_tree` with the same names, K_1, K_2, ... adapters, as one of them all, side by side; in one process."""
+    arrays = [load_file(part) for part in parts]
+    joined = {name: np.concatenate([each[name] for each in arrays]) for name in arrays[0]}
+    files.write_bytes(path, safetensors_bytes(joined))
 
 
 def load_tree(path: Path, like: Any, layout: Layout | None = None) -> Any:

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from ilr_jax import files, hosts, interruption
-from ilr_jax.train.checkpoint import Saver, restore
+from ilr_jax.mirror import Mirror
+from ilr_jax.train.checkpoint import HERE, Saver, restore
 from ilr_jax.train.journal import Journal
 from ilr_jax.train.state import Trainable, TrainState
 from ilr_jax.train.steps import Step
@@ -50,8 +51,8 @@ class _Run:
     saved: float = field(default_factory=lambda: time.monotonic())
     took: float = 0.0
 
-    def resume(self, folder: Path) -> None:
-        found = restore(folder, {"state": self.state, "best": self.best_tree})
+    def resume(self, folder: Path, mirror: Mirror) -> None:
+        found = restore(folder, {"state": self.state, "best": self.best_tree}, mirror)
         if found is not None:
             self.done, trees, note = found
             self.state, self.best_tree = TrainState(*trees["state"]), trees["best"]
@@ -69,6 +70,10 @@ class _Run:
         self.saved = time.monotonic()
         self.took = self.saved - start
 
+    def fitted(self) -> Fitted:
+        state = self.state if self.best is None else self.state._replace(trainable=self.best_tree)
+        return Fitted(state, self.done, self.best, self.best_step)
+
     def judge(self, value: float) -> None:
         if self.best is None or value < self.best:
             self.best, self.best_step, self.bad, self.best_tree = value, self.done, 0, _copy(self.state.trainable)
@@ -76,11 +81,11 @@ class _Run:
             self.bad += 1
 
 
-def _start(state: TrainState, folder: Path, keep_best: bool) -> _Run:
+def _start(state: TrainState, folder: Path, mirror: Mirror, keep_best: bool) -> _Run:
     with files.explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
     run = _Run(state, _copy(state.trainable) if keep_best else {})
-    run.resume(folder)
+    run.resume(folder, mirror)
     return run
 
 
@@ -127,24 +132,26 @@ def fit(
     on_snapshot: Callable[[int, Trainable], None] | None = None,
     save_seconds: float = 60.0,
     save_steps: int | None = None,
+    mirror: Mirror = HERE,
 ) -> Fitted:
     """Train from `state` for `steps` steps on `batch_at(0)`, `batch_at(1)`, ..., or go on from the save in `folder`.
 
     The state is donated, so that it is in memory once: do not use it, or what it was made from, afterwards. `put` moves a batch to the
     devices. `validate` gives a loss every `validate_every` steps and at the end; after `patience` of them that are no better than the best,
     training stops, and the best weights are returned. `on_snapshot(i, trainable)` gets a copy after i/`snapshots` of the steps; after a
-    kill it may be called again, with the same. Saves every `save_seconds` (less often where that holds it up) or `save_steps`. Writes
-    `metrics.jsonl` and `tensorboard/` into `folder`. A signal to any process makes all save after the same step and raise Interrupted,
-    where `interruption` listens. Raises NonFiniteLoss, StorageError, and what `batch_at` raises.
+    kill it may be called again, with the same. Saves every `save_seconds` (less often where that holds it up) or `save_steps`, in the
+    bucket that `mirror` may have. Writes `metrics.jsonl` and `tensorboard/` into `folder`. A signal to any process makes all save after the
+    same step and raise Interrupted, where `interruption` listens. Raises NonFiniteLoss, StorageError, and what `batch_at` raises.
     """
     if steps < 1 or patience < 1 or (validate and validate_every < 1):
         wanted = "steps and patience >= 1, and validate_every >= 1 with validate"
         raise ValueError(f"{name}: wanted {wanted}; got {steps}, {patience} and {validate_every}")
     folder = Path(folder)
-    run = _start(state, folder, keep_best=validate is not None)
+    run = _start(state, folder, mirror, keep_best=validate is not None)
     late, agreed = [], hosts.voting()
     batches = _ahead(lambda i: put(batch_at(i)), run.done, steps)
-    with Journal(folder, name, run.done, steps) as journal, closing(batches), interruption.held() as noticed, Saver(folder) as saver:
+    journals, saves = Journal(folder, name, run.done, steps), Saver(folder, mirror)
+    with journals as journal, closing(batches), interruption.held() as noticed, saves as saver:
         while run.done < steps and run.bad < patience:
             run.state, metrics = step_fn(run.state, frozen, next(batches))
             run.done += 1
@@ -167,6 +174,4 @@ def fit(
                 run.save(saver, wait=stopping)
             if stopping:
                 raise interruption.told(f"{name} is saved after step {run.done}")
-    if run.best is not None:
-        run.state = run.state._replace(trainable=run.best_tree)
-    return Fitted(run.state, run.done, run.best, run.best_step)
+    return run.fitted()

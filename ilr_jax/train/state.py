@@ -75,11 +75,6 @@ def _moments(optimizer: OptimizerConfig, layout: Layout | None, trainable: Train
     return constrain_weights(layout, {"trainable": trainable, "opt_state": moments})["opt_state"]
 
 
-def stack(trees: Sequence[Any]) -> Any:
-    """Trees (trainable, or whole states) of K_1, K_2, ... adapters side by side in one."""
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)
-
-
 def take(trainable: Any, k: int) -> Any:
     """Adapter `k` alone, its leading axis kept at length 1."""
     return jax.tree.map(lambda x: x[k : k + 1], trainable)

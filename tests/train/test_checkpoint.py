@@ -14,6 +14,7 @@ import tiny_runs as tiny
 
 from ilr_jax.files import StorageError
 from ilr_jax.train import checkpoint
+from ilr_jax.train.saves import Saves
 
 TREE = {
     "state": {"w": np.random.default_rng(0).normal(size=(3, 50)).astype(np.float32), "step": np.array([1, 2, 3], np.int32)},
@@ -46,9 +47,10 @@ def test_what_is_read_takes_the_room_of_what_was_there(tmp_path):
     assert all(x.is_deleted() for x in jax.tree.leaves(first)) and tree["state"]["w"].sharding == like()["state"]["w"].sharding
 
 
-def test_half_a_save_is_not_seen_and_is_cleared_away(tmp_path):
+def test_half_a_save_is_passed_over_and_is_cleared_away(tmp_path):
     tiny.save(tmp_path, 3, shifted(3), {})
-    shutil.copytree(tmp_path / "resume" / "3", tmp_path / "resume" / "4.half")
+    shutil.copytree(tmp_path / "resume" / "3", tmp_path / "resume" / "4")
+    (tmp_path / "resume" / "4" / "manifest.json").unlink()
     assert checkpoint.restore(tmp_path, like())[0] == 3
     tiny.save(tmp_path, 5, shifted(5), {})
     assert sorted(p.name for p in (tmp_path / "resume").iterdir()) == ["3", "5"]
@@ -75,6 +77,15 @@ def test_a_flipped_bit_in_any_file_is_found_named_and_passed_over(tmp_path, capl
         assert path.name in caplog.text and "/4/" in caplog.text
         path.write_bytes(good)
     assert checkpoint.restore(tmp_path, like())[0] == 4
+
+
+def test_files_of_adapters_are_joined_into_one_of_all(tmp_path):
+    parts = [tiny.adapters(k, seed=k) for k in (1, 2)]
+    for i, part in enumerate(parts):
+        checkpoint.save_tree(tmp_path / f"{i}.safetensors", part)
+    checkpoint.join([tmp_path / "0.safetensors", tmp_path / "1.safetensors"], tmp_path / "joined")
+    checkpoint.save_tree(tmp_path / "wanted", tiny.stack(parts))
+    assert (tmp_path / "joined").read_bytes() == (tmp_path / "wanted").read_bytes()
 
 
 @pytest.mark.parametrize("harm", ["missing", "added", "cut"])
@@ -122,8 +133,8 @@ def test_a_full_disk_is_named_and_the_save_before_stays(tmp_path, capfd, caplog)
 
 
 def test_a_save_is_written_while_the_run_goes_on_and_holds_what_it_was_given(tmp_path, monkeypatch):
-    commit, may = checkpoint._commit, threading.Event()
-    monkeypatch.setattr(checkpoint, "_commit", lambda *args: (may.wait(60), commit(*args)))
+    commit, may = Saves.commit, threading.Event()
+    monkeypatch.setattr(Saves, "commit", lambda *args: (may.wait(60), commit(*args)))
     step = jax.jit(lambda tree: jax.tree.map(lambda x: x * 2, tree), donate_argnums=0)
     tree = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(2000, 1000)).astype(np.float32)), "n": jnp.ones(3)}
     kept = jax.tree.map(lambda x: np.array(x, copy=True), tree)
@@ -131,10 +142,10 @@ def test_a_save_is_written_while_the_run_goes_on_and_holds_what_it_was_given(tmp
         saver.begin(1, tree, {"at": "start"})
         for _ in range(5):
             tree = step(tree)
-        assert not (tmp_path / "resume" / "1").exists()  # nothing counts as saved before its manifest is there
+        assert not (tmp_path / "resume" / "1" / "manifest.json").exists()  # nothing counts as saved before its manifest is there
         may.set()
         saver.begin(2, tree, {})  # waits for the one before
-        assert (tmp_path / "resume" / "1").exists()
+        assert (tmp_path / "resume" / "1" / "manifest.json").exists()
         (tmp_path / "first").mkdir()
         shutil.copytree(tmp_path / "resume" / "1", tmp_path / "first" / "resume" / "1")
     for folder, wanted, note in ((tmp_path / "first", kept, {"at": "start"}), (tmp_path, tree, {})):
@@ -147,7 +158,7 @@ def full(*_):
 
 
 def test_a_save_that_fails_beside_another_error_is_told_in_the_log(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(checkpoint, "_commit", full)
+    monkeypatch.setattr(Saves, "commit", full)
     with pytest.raises(KeyError), checkpoint.Saver(tmp_path) as saver:
         saver.begin(1, shifted(1), {})
         raise KeyError("of the run")
@@ -155,7 +166,7 @@ def test_a_save_that_fails_beside_another_error_is_told_in_the_log(tmp_path, mon
 
 
 def test_a_disk_that_fails_in_the_background_is_told_by_the_next_save(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_commit", full)
+    monkeypatch.setattr(Saves, "commit", full)
     with pytest.raises(StorageError, match="could not write .*resume/1"), checkpoint.Saver(tmp_path) as saver:
         saver.begin(1, shifted(1), {})
         saver.begin(2, shifted(2), {})

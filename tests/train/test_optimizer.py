@@ -114,7 +114,7 @@ def test_constant_schedule_climbs_and_stays():
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "rmsprop"])
 def test_each_adapter_has_its_own_rate_length_and_clipping(name):
     config = OptimizerConfig(name, clip=1.0)
-    stacked = states.stack([tiny.adapters(1, seed) for seed in range(3)])
+    stacked = tiny.stack([tiny.adapters(1, seed) for seed in range(3)])
     grads = jax.tree.map(lambda x: jnp.stack([jnp.sin(9 * x[0]), 100 * x[1], 0.01 * x[2]]), stacked)
     totals, peaks = [4, 9, 30], [1e-2, 1e-3, 1e-4]
     together, alone = states.init(stacked, config, totals, peaks), []
@@ -124,7 +124,7 @@ def test_each_adapter_has_its_own_rate_length_and_clipping(name):
     for _ in range(3):
         together = step(together, grads)
         alone = [step(s, states.take(grads, k)) for k, s in enumerate(alone)]
-    chex.assert_trees_all_close(together, states.stack(alone), rtol=1e-5, atol=1e-7)
+    chex.assert_trees_all_close(together, tiny.stack(alone), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("wrong", [{"name": "sgd"}, {"schedule": "linear"}, {"warmup": 2.0}, {"clip": 0.0}, {"learning_rate": -1.0}])

@@ -24,9 +24,9 @@ def test_peak_is_the_configured_rate_unless_given():
     assert states.init(tiny.adapters(2), CONFIG, [5, 5], [0.5, 1.0]).peak.tolist() == [0.5, 1.0]
 
 
-def test_stack_and_take_are_inverse():
+def test_an_adapter_is_taken_as_it_was():
     parts = [tiny.adapters(1, 5), tiny.adapters(2, 6)]
-    joined = states.stack(parts)
+    joined = tiny.stack(parts)
     assert states.adapters_in(joined) == 3
     assert tiny.equal_bits(states.take(joined, 0), parts[0])
     assert tiny.equal_bits(states.take(joined, 2), states.take(parts[1], 1))

@@ -69,7 +69,7 @@ def test_three_adapters_in_one_pass_equal_three_runs_of_unequal_length(kind):
             assert_close({name: x[k : k + 1] for name, x in metrics.items()}, own)
             assert float(own["grad_norm"][0]) > 0 and float(own["loss"][0]) > 0
     assert together.step.tolist() == [1, 2, 3]
-    assert_close(together, states.stack(alone), rtol=1e-4)
+    assert_close(together, tiny.stack(alone), rtol=1e-4)
 
 
 def test_an_adapter_without_rows_keeps_every_bit():

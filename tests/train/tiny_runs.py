@@ -121,6 +121,11 @@ def pick(tree, part: slice):
     return jax.tree.map(lambda x: x[part], tree)
 
 
+def stack(trees):
+    """Trees of K_1, K_2, ... adapters side by side in one."""
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)
+
+
 def equal_bits(a, b) -> bool:
     leaves = [jax.tree.leaves(jax.tree.map(np.asarray, tree)) for tree in (a, b)]
     same = lambda x, y: x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
