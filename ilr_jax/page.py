@@ -206,7 +206,7 @@ def chart(rows: Sequence[Row], field: str, across: str = "round") -> str:
         for name, points in curves.items():
             _draw(axes, _places(rows)[name], name, points)
 
-    return _svg(field + across, draw)
+    return drawn(field + across, draw)
 
 
 def reliability(rows: Sequence[Row], cards: Sequence[Row]) -> str:
@@ -220,11 +220,11 @@ def reliability(rows: Sequence[Row], cards: Sequence[Row]) -> str:
             _, scores, right = zip(*entry["calibration"], strict=True)
             axes.plot(scores, right, label=entry["series"], **_look(_places(rows)[entry["series"]]))
 
-    return _svg("reliability", draw) if known else ""
+    return drawn("reliability", draw) if known else ""
 
 
-def _svg(salt: str, draw: Callable[[Any], None]) -> str:
-    """What `draw` puts into axes of shares, as SVG text in the page's colours. The salt fixes its ids: same figures, same bytes."""
+def drawn(salt: str, draw: Callable[[Any], None], share: bool = True) -> str:
+    """What `draw` puts into axes, of shares or not, as SVG text in the page's colours. The salt fixes its ids: same figures, same bytes."""
     import matplotlib  # takes a while to load, and only the page needs it
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
@@ -233,7 +233,8 @@ def _svg(salt: str, draw: Callable[[Any], None]) -> str:
         figure = Figure(figsize=(5.4, 3.6), layout="constrained")
         axes = figure.add_subplot()
         draw(axes)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        if share:
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.grid(alpha=0.2, color=INK)
         figure.legend(loc="outside lower center", ncols=4, frameon=False)
         file = io.StringIO()

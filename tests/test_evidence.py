@@ -35,6 +35,28 @@ def test_only_points_whose_seeds_have_all_ended_are_shown(tmp_path, monkeypatch)
     assert "##" not in evidence.document(tmp_path)
 
 
+def test_a_round_has_a_line_with_what_the_evaluator_got_wrong(tmp_path):
+    rows = report.collect([make_workdir(tmp_path / "points" / "base", (0, 1))])
+    lines = [dict(zip(evidence.ROUND, (cell.strip() for cell in line[1:-1].split("|")), strict=True)) for line in evidence.rounds(rows)]
+    assert len(lines) == len({(line["method"], line["round"]) for line in lines}) == len({(row["method"], row["round"]) for row in rows})
+    first = next(line for line in lines if (line["method"], line["round"]) == ("ilr", "1"))
+    wanted = {"test": "55.5%", "labels right": "51.0%", "evaluator right": "60.0%", "comparisons": "2", "replaced": "1", "TFLOP": "1.5"}
+    wanted |= {"gives up right labels": "0.0%", "refuses right proposals": "0.0%", "precision": "100.0%", "wrong to right": "1"}
+    assert {name: first[name] for name in wanted} == wanted
+    assert next(line for line in lines if line["method"] == "sft")["precision"] == ""
+
+
+def test_the_plots_are_of_the_first_section_and_the_same_each_time(tmp_path, monkeypatch):
+    make_workdir(tmp_path / "points" / "base", (0, 1))
+    monkeypatch.setattr(evidence, "SECTIONS", (("All", "sft,ilr,dpo", ()),))
+    monkeypatch.setattr(evidence, "SEEDS", "0,1")
+    made = evidence.plots(tmp_path)
+    assert made.keys() == evidence.PLOTS.keys() and made == evidence.plots(tmp_path)
+    assert all(svg.startswith("<svg") for svg in made.values()) and "wrong to right" in made["flows"] and "ilr 1" in made["flows"]
+    text = evidence.document(tmp_path)
+    assert all(f"(evidence-{name}.svg)" in text for name in made)
+
+
 @pytest.mark.parametrize("argv", [[], ["run"], ["show", "DIR"]])
 def test_a_command_that_is_none_is_told_what_there_is(argv, capsys):
     assert evidence.main(argv) == 2 and "evidence.py write DIR" in capsys.readouterr().err

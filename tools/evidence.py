@@ -1,13 +1,15 @@
 """The experiments behind docs/evidence.md, and the document made of what they left: every table of it, nothing written by hand.
 
 python tools/evidence.py run DIR      # or go on with it; --jobs=2 at a time; hours
-python tools/evidence.py write DIR    # docs/evidence.md of the points that are finished
+python tools/evidence.py write DIR    # docs/evidence.md of the points that are finished, and its plots
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ilr_jax import page, report, sweep
 from ilr_jax.files import read_rows, write_bytes
@@ -15,6 +17,7 @@ from ilr_jax.types import Audit
 
 SEEDS = "0,1,2,3,4"
 OUT = Path(__file__).parent.parent / "docs" / "evidence.md"
+GREY = "#76808a"  # seen on light and on dark
 # Title; methods; axes of the grid.
 SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Every method", "sft,ilr,dpo,dpo_pairs,sft_chosen,naive", ()),
@@ -41,10 +44,20 @@ The quickstart with seeds {SEEDS}: 800 weak labels, 400 test questions, three ro
 [..]: 95 % bootstrap intervals over seeds and test questions. Labels right: before and after. Evaluator right: on all rounds' pairs with
 exactly one right answer. Precision: of the labels that were replaced, the new one is right; recall: of the right proposals against a wrong
 label, those that were accepted. Comparisons, TFLOP of training, and seconds of all stages (each by one of two processes on a machine of two
-cores) are a seed's, all rounds together; supervisor and evaluator are counted in.
+cores) are a seed's, all rounds together; supervisor and evaluator are counted in. Other work shared that machine at times: seconds are bounds from above.
 """
+ROUND = ("method", "round", "test", "labels right", "evaluator right", "gives up right labels", "refuses right proposals", "precision")
+ROUND += ("recall", "comparisons", "replaced", *(flow.replace("_", " ") for flow in page.FLOWS), "TFLOP", "seconds")
 HEAD = ("setting", "method", "test", "minus SFT, points", "ILR minus it, points", "labels right", "evaluator right", "comparisons")
 HEAD += ("precision", "recall", "TFLOP", "seconds")
+
+CURVES = {
+    "test": ("test_accuracy", "round"),
+    "labels": ("label_accuracy", "round"),
+    "evaluator": ("evaluator_accuracy", "round"),
+    "spent": ("test_accuracy", "spent"),
+}
+PLOTS = {name: page.CHARTS[fields] for name, fields in CURVES.items()} | {"flows": "What the replaced labels were and became"}
 
 Row = dict[str, Any]
 
@@ -56,6 +69,8 @@ def main(argv: Sequence[str]) -> int:
         return 2
     if argv[0] == "write":
         write_bytes(OUT, document(Path(argv[1])).encode())
+        for name, svg in plots(Path(argv[1])).items():
+            write_bytes(OUT.with_name(f"evidence-{name}.svg"), svg.encode())
         return 0
     codes = [sweep.run([*command(methods, axes, argv[1]), *argv[2:]]) for _, methods, axes in SECTIONS]
     return next((code for code in codes if code), 0)
@@ -74,9 +89,65 @@ def document(folder: Path) -> str:
         found = [(point, rows) for point in sweep.grid(axes) if (rows := finished(folder / "points" / point.name, methods))]
         if found:
             parts += [f"## {title}\n", f"`ilr sweep {' '.join(command(methods, axes, 'DIR'))}`\n"]
-            parts.append("\n".join(["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]))
-            parts.append("\n".join(line for point, rows in found for line in lines(point.name, rows)) + "\n")
+            parts += table(HEAD, [line for point, rows in found for line in lines(point.name, rows)])
+        if found and not axes:
+            parts += ["Round by round:\n", *table(ROUND, rounds(found[0][1]))]
+            parts += [f"![{title}](evidence-{name}.svg)" for name, title in PLOTS.items()] + [""]
     return "\n".join(parts)
+
+
+def table(head: Sequence[str], lines: Iterable[str]) -> list[str]:
+    """The lines of a table in Markdown, and a blank one."""
+    return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *lines, ""]
+
+
+def line(cells: Iterable[str]) -> str:
+    """A table's line; what does not apply is left blank."""
+    return ("| " + " | ".join(cells) + " |").replace("–", "")
+
+
+def rounds(rows: Sequence[Row]) -> Iterator[str]:
+    """A line for each round of each method: means over the seeds, the evaluator's shares over the comparisons of all."""
+    for method in dict.fromkeys(row["method"] for row in rows):
+        for number in sorted({row["round"] for row in rows if row["method"] == method}):
+            mine = [row for row in rows if (row["method"], row["round"]) == (method, number)]
+            mean = lambda name, mine=mine: None if any(row[name] is None for row in mine) else sum(row[name] for row in mine) / len(mine)
+            told = lambda name, unit=1.0, digits=0, mean=mean: "" if (value := mean(name)) is None else f"{value / unit:,.{digits}f}"
+            card = next(iter(report.cards(mine, audits(mine))), {})
+            cells = [method, str(number), *(page.percent(mean(name)) for name in ("test_accuracy", "label_accuracy", "evaluator_accuracy"))]
+            cells += [page.percent(card.get(name)) for name in ("accepts_wrong", "rejects_right", "precision", "recall")]
+            cells += [told(name) for name in ("compared", "replaced", *page.FLOWS)]
+            yield line([*cells, told("training_flops", 1e12, 1), told("seconds")])
+
+
+def audits(rows: Sequence[Row]) -> list[list[Audit]]:
+    """The decisions of each row's round."""
+    return [read_rows(Path(row["audit"]), Audit) if row["audit"] else [] for row in rows]
+
+
+def plots(folder: Path) -> dict[str, str]:
+    """PLOTS as SVG, of the first section."""
+    _, methods, _ = SECTIONS[0]
+    rows = finished(folder / "points" / "base", methods)
+    made = {name: page.chart(rows, *fields) for name, fields in CURVES.items()} | {"flows": flows(rows)}
+    return {name: svg.replace("currentColor", GREY) for name, svg in made.items()}
+
+
+def flows(rows: Sequence[Row]) -> str:
+    """What the replaced labels were and became: a bar for each round of each method that replaces some, means over the seeds."""
+    kept = [row for row in rows if row["replaced"] is not None]
+    bars = {(row["method"], row["round"]): [] for row in kept}
+    for row in kept:
+        bars[row["method"], row["round"]].append([row[flow] or 0 for flow in page.FLOWS])
+    heights = np.array([np.mean(found, axis=0) for found in bars.values()])
+
+    def draw(axes: Any) -> None:
+        for i, flow in enumerate(page.FLOWS):
+            axes.bar(range(len(bars)), heights[:, i], bottom=heights[:, :i].sum(1), label=flow.replace("_", " "), color=page.COLOURS[i + 1])
+        axes.set_xticks(range(len(bars)), [f"{method} {number}" for method, number in bars], rotation=30)
+        axes.set_ylabel("labels replaced")
+
+    return page.drawn("flows", draw, share=False)
 
 
 def finished(workdir: Path, methods: str) -> list[Row]:
@@ -93,8 +164,7 @@ def finished(workdir: Path, methods: str) -> list[Row]:
 def lines(name: str, rows: Sequence[Row]) -> Iterator[str]:
     """A line of the table for each method."""
     ahead = {entry["against"]: entry for entry in report.differences(rows)}
-    audits = [read_rows(Path(row["audit"]), Audit) if row["audit"] else [] for row in rows]
-    cards = {entry["series"]: entry for entry in report.cards(rows, audits)}
+    cards = {entry["series"]: entry for entry in report.cards(rows, audits(rows))}
     for entry in report.summarise(rows):
         mine = [row for row in rows if row["series"] == entry["series"]]
         seeds = len(entry["seeds"])
@@ -109,7 +179,7 @@ def lines(name: str, rows: Sequence[Row]) -> Iterator[str]:
             f"{sum(row['training_flops'] or 0 for row in mine) / seeds / 1e12:.1f}",
             f"{sum(row['seconds'] for row in mine) / seeds:.0f}",
         ]
-        yield "| " + " | ".join(cells).replace("–", "") + " |"
+        yield line(cells)
 
 
 def points(difference: Mapping[str, Any] | None) -> str:
