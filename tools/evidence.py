@@ -44,7 +44,8 @@ The quickstart with seeds {SEEDS}: 800 weak labels, 400 test questions, three ro
 [..]: 95 % bootstrap intervals over seeds and test questions. Labels right: before and after. Evaluator right: on all rounds' pairs with
 exactly one right answer. Precision: of the labels that were replaced, the new one is right; recall: of the right proposals against a wrong
 label, those that were accepted. Comparisons, TFLOP of training, and seconds of all stages (each by one of two processes on a machine of two
-cores) are a seed's, all rounds together; supervisor and evaluator are counted in. Other work shared that machine at times: seconds are bounds from above.
+cores) are a seed's, all rounds together; supervisor and evaluator are counted in. Other work shared that machine at
+times: seconds are bounds from above.
 """
 ROUND = ("method", "round", "test", "labels right", "evaluator right", "gives up right labels", "refuses right proposals", "precision")
 ROUND += ("recall", "comparisons", "replaced", *(flow.replace("_", " ") for flow in page.FLOWS), "TFLOP", "seconds")
