@@ -124,7 +124,7 @@ def export(arguments: argparse.Namespace) -> int:
 
         model(**which, out=arguments.model, adapter=arguments.adapter)
     else:
-        from ilr_jax.report import labelled, labels
+        from ilr_jax.provenance import labelled, labels
 
         which["workdir"] = readable(arguments.workdir)
         lines = [encode(row, "a label") + b"\n" for row in labels(**which)]

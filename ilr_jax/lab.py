@@ -4,6 +4,7 @@ What is done with it, in functions that take the lab: `demos` (first labels), `f
 round of each kind). All map records to records (labels, answers, preferences) and keep their work in stages; `rounds` calls them in order.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -53,6 +54,7 @@ class Lab:
         self.task: tasks.Task = _Told(tasks.load(config.task))
         self.d1, self.d2 = split.parts(self.task.train(), config.demos, config.given, config.seed)
         self.tests = self.task.test()
+        self.known_tests = split.shared([*self.d1, *self.d2], self.tests)
         self.examples = {example.id: example for example in [*self.d1, *self.d2, *self.tests]}
         self._models: dict[str, Model] = {}
         self._endpoints: dict[str, Endpoint] = {}
@@ -99,7 +101,10 @@ class Lab:
         return self._endpoints[section]
 
     def check(self) -> None:
-        """Raise ValueError for what would fail later: weights that do not fit their config, a missing reference, a text too long."""
+        """Raise ValueError for what would fail later: weights that do not fit their config, a missing reference, a text too long.
+
+        Warns of test questions that stand in train.
+        """
         split.check_parts(self.d1, self.d2, self.config.demos, "evaluator" if "evaluator" in self.comparers else self.config.feedback)
         self.bench.check([self.model(role).config for role in self.roles])
         most = self.config.sft.max_length
@@ -112,6 +117,9 @@ class Lab:
             self.model("weak").check_prompts(self.tests)
         self.model("strong").check_prompts(self.d2, most)
         self.model("strong").check_prompts(self.tests)
+        if seen := self.known_tests:
+            message = "%d of %d test questions also stand in train; the first: %s"
+            logging.getLogger(__name__).warning(message, len(seen), len(self.tests), ", ".join(seen[:5]))
 
     def relative(self, artifact: Artifact, file: str) -> str:
         """The path of an artifact's file within the workdir, as records name it."""

@@ -132,6 +132,7 @@ def render(
     )
     environment.filters |= {
         "percent": percent,
+        "interval": interval,
         "others": others,
         "headline": headline,
         "difference": difference,

@@ -5,6 +5,7 @@ From: the quantities that the ILR paper reports per round (arXiv 2501.07886): ac
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from rich.text import Text
 from ilr_jax import metrics, page
 from ilr_jax.files import encode, explained, flat, read_json, read_rows, write_bytes, write_csv
 from ilr_jax.refine.card import card
-from ilr_jax.types import Audit, Label
+from ilr_jax.types import Audit
 
 BASELINE = "sft"
 RIVALS = ("dpo", "dpo_pairs", "sft_chosen", "naive", "sft")  # what ILR is compared with
@@ -114,30 +115,6 @@ def table(rows: Sequence[Row]) -> Table:
     return result
 
 
-def labels(workdir: str | Path, method: str, seed: int, round: int | None = None) -> list[Row]:
-    """The labels after a round (the last by default), each with where it came from.
-
-    Keys: example_id, prompt, text, source, round; and of the decision that put it there, or of the last one that kept a first label:
-    decided (its round), decision, accept, reject, score, threshold, reason. Raises ValueError for a run or a round that is not there.
-    """
-    files = [Path(workdir, entry["label_file"]) for entry in labelled(workdir, method, seed, round)]
-    decisions = {row.example_id: [] for row in read_rows(files[0].with_name("audit.jsonl"), Audit)}
-    for row in [row for path in files for row in read_rows(path.with_name("audit.jsonl"), Audit)]:
-        decisions[row.example_id].append(row)
-    return [_provenance(label, decisions[label.example_id]) for label in read_rows(files[-1], Label)]
-
-
-def labelled(workdir: str | Path, method: str, seed: int, round: int | None = None) -> list[Row]:
-    """The record's rounds up to `round` that left labels; of dpo, whose labels stay, round 0 only. Raises as `labels`."""
-    entries = _run(workdir, method, seed)["rounds"]
-    if round not in (None, *(entry["round"] for entry in entries)):
-        raise ValueError(f"wanted labels of round {round} of {method!r}, seed {seed}, got rounds {[entry['round'] for entry in entries]}")
-    upto = [entry for entry in entries if entry.get("label_file") and (round is None or entry["round"] <= round)]
-    if not upto:
-        raise ValueError(f"wanted labels of {method!r}, seed {seed}, got no file of labels in its record; start the run again to have them")
-    return upto
-
-
 def write(workdirs: Sequence[str | Path], out: str | Path | None = None) -> Path:
     """Write `results.json`, `results.csv` and `report.html` to `out` (by default the workdir, if it is one); returns the page's path.
 
@@ -169,22 +146,6 @@ def _plain(row: Row) -> Row:
     return {**left, "test_low": low, "test_high": high, **others}
 
 
-def _run(workdir: str | Path, method: str, seed: int) -> Row:
-    records = {(record["method"], record["seed"]): record for record in runs(workdir)}
-    if (method, seed) not in records:
-        there = ", ".join(f"{name} seed {number}" for name, number in records)
-        raise ValueError(f"wanted the run {method!r} with seed {seed} in {workdir}, got only {there}")
-    return records[method, seed]
-
-
-def _provenance(label: Label, decisions: Sequence[Audit]) -> Row:
-    made = [row for row in decisions if row.accepted and row.round == label.round and label.source == "proposal"]
-    last = (made or [row for row in decisions if not row.accepted] or decisions)[-1]
-    row = {"example_id": label.example_id, "prompt": last.prompt, "text": label.text, "source": label.source, "round": label.round}
-    row |= {"decided": last.round, "decision": "accepted" if last.accepted else "kept"}
-    return row | {name: getattr(last, name) for name in ("accept", "reject", "score", "threshold", "reason")}
-
-
 def _record(path: Path) -> Row:
     record = read_json(path)
     if not isinstance(record, dict) or not record.keys() >= {"method", "seed", "finished", "rounds"}:
@@ -212,7 +173,9 @@ def _background(folder: str, name: str) -> Row:
             versions.setdefault(package, set()).add(str(version))
     found = {package: ", ".join(sorted(seen - {"None", ""})) for package, seen in sorted(versions.items())}
     evaluators = [manifest["metrics"] | {"key": manifest["key"][:12]} for manifest in manifests]
-    return {"name": name, "config": flat(config), "evaluators": evaluators, "versions": {k: v for k, v in found.items() if v}}
+    known = max((record.get("tests_in_train", 0) for record in runs(folder)), default=0)
+    made = {"name": name, "config": flat(config), "evaluators": evaluators, "tests_in_train": known}
+    return made | {"versions": {k: v for k, v in found.items() if v}}
 
 
 def _series(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -296,3 +259,9 @@ def _estimated(how: Callable[..., metrics.Estimate], *results: Float[np.ndarray,
         return None
     estimate = how(*results, seed=0)
     return [estimate.low, estimate.high]
+
+
+if __name__ == "__main__":
+    from ilr_jax.cli import main
+
+    sys.exit(main(["report", *sys.argv[1:]]))

@@ -169,6 +169,7 @@ def _record(lab: Lab, name: str, title: str) -> None:
         spent = {name: sum(getattr(cost, name) for cost in lab.bench.spent.values()) for name in Cost._fields}
         done.append({**facts, **{name: spent[name] - before[name] for name in Cost._fields}})
         record = {"method": name, "seed": lab.config.seed, "finished": r + 1 == total, "started": old["started"]}
+        record["tests_in_train"] = len(lab.known_tests)
         if len(done) >= len(old["rounds"]):
             record |= {"config": old.get("config", _resolved(lab)), **spent, "rounds": done}
             hosts.told(partial(_write, lab, path, record))

@@ -29,6 +29,7 @@ ARROWS = {
     "refine": {"types"},
     "page": {"files", "types"},
     "report": {"files", "metrics", "page", "refine", "types"},
+    "provenance": {"files", "report", "types"},
     "settings": {"tasks", "types"},
     "roles": {"files", "hosts", "models", "sharding", "tokenizer", "types"},
     "stages": {
@@ -60,10 +61,10 @@ ARROWS = {
     "main": {"hosts", "interruption", "progress", "rounds", "types"},
     "plan": {"batches", "evaluator", "main", "models", "roles", "sample", "sharding", "stages", "store", "train"},
     "sweep": {"files", "main", "report", "settings", "store", "types"},
-    "cli": {"main", "sweep", "report", "export", "files", "mirror", "store", "types"},
+    "cli": {"main", "sweep", "report", "export", "files", "mirror", "provenance", "store", "types"},
 }
 WITHOUT_JAX = {"types", "files", "interruption", "progress", "store", "metrics", "batches", "tasks", "settings", "refine", "page", "report"}
-WITHOUT_JAX |= {"mirror", "services", "sweep"}
+WITHOUT_JAX |= {"mirror", "provenance", "services", "sweep"}
 
 
 def room_of(path: Path) -> str:
@@ -71,9 +72,10 @@ def room_of(path: Path) -> str:
 
 
 def imports(path: Path) -> set[str]:
-    """Dotted names of everything that a file imports, inside functions too."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    """Dotted names of everything that a file imports, inside functions too, but not what it does as a program."""
+    found, tree = set(), ast.parse(path.read_text())
+    tree.body = [node for node in tree.body if not (isinstance(node, ast.If) and "__name__" in ast.unparse(node.test))]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

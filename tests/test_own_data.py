@@ -6,7 +6,7 @@ import re
 import pytest
 
 from configs import jsonl as published
-from ilr_jax import cli, demos, feedback, preference, report, rounds
+from ilr_jax import cli, demos, feedback, preference, provenance, rounds
 from ilr_jax.files import read_json, read_rows
 from ilr_jax.lab import Lab
 from ilr_jax.types import Artifact, Audit
@@ -56,10 +56,10 @@ def test_demonstrations_are_refined_without_a_test_split(own, tmp_path, capsys):
     assert cli.main(["report", str(tmp_path / "run")]) == 0
     assert "test accuracy is not known" in re.sub(r"\s+", " ", capsys.readouterr().out)
     assert "test accuracy is not known" in (tmp_path / "run" / "report.html").read_text()
-    exported = report.labels(tmp_path / "run", "ilr", 0)
+    exported = provenance.labels(tmp_path / "run", "ilr", 0)
     assert [row["example_id"] for row in exported] == [row["id"] for row in rest]
     assert {row["source"] for row in exported} <= {"given", "proposal"}
-    kept = {row["example_id"]: row["text"] for row in report.labels(tmp_path / "run", "sft", 0)}
+    kept = {row["example_id"]: row["text"] for row in provenance.labels(tmp_path / "run", "sft", 0)}
     assert kept == {row["id"]: row["answer"] for row in rest}
 
 
@@ -70,6 +70,14 @@ def test_demonstrations_with_references_are_refined_by_an_oracle(own, tmp_path):
     ((first, last),) = [read_json(path)["rounds"] for path in (tmp_path / "run" / "runs").glob("*.json")]
     assert first["label_accuracy"] == 0.5 and first["supervisor_accuracy"] is None and first["test_size"] == last["test_size"] == 4
     assert last["flows"]["right_to_wrong"] == 0 and last["evaluator_accuracy"] == 1.0  # who is asked is an oracle
+
+
+def test_test_questions_that_stand_in_train_are_told_and_recorded(own, tmp_path, caplog):
+    tests = [{**gold(8)[3], "id": "a", "question": " What is  3+3?\n"}, {**gold(9)[8], "id": "b"}]
+    config = own(gold(8), test=tests, method="sft", feedback="oracle", given="all")
+    rounds.run(config, tmp_path / "run")
+    assert "1 of 2 test questions also stand in train; the first: test-a" in caplog.messages
+    assert read_json(tmp_path / "run" / "runs" / "sft-seed0.json")["tests_in_train"] == 1
 
 
 def test_labels_of_which_some_have_references_are_graded_where_they_have_one(own, tmp_path):

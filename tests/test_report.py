@@ -11,7 +11,7 @@ import pytest
 from made_up_runs import make_workdir, round_row, write_run
 from rich.console import Console
 
-from ilr_jax import page, report
+from ilr_jax import page, provenance, report
 from ilr_jax.files import read_json
 
 
@@ -50,8 +50,8 @@ def test_results_file(workdir):
 
 
 def test_the_labels_of_dpo_are_those_of_round_0(workdir):
-    assert [row["round"] for row in report.labelled(workdir, "dpo", 0)] == [0]
-    assert [row["round"] for row in report.labelled(workdir, "ilr", 0, 1)] == [0, 1]
+    assert [row["round"] for row in provenance.labelled(workdir, "dpo", 0)] == [0]
+    assert [row["round"] for row in provenance.labelled(workdir, "ilr", 0, 1)] == [0, 1]
 
 
 def test_results_as_a_table(workdir):
@@ -156,18 +156,18 @@ def test_terminal_table(workdir):
 
 
 def test_labels_come_with_the_decision_that_put_them_there(workdir):
-    one, two, three, _ = report.labels(workdir, "ilr", 0)
+    one, two, three, _ = provenance.labels(workdir, "ilr", 0)
     assert (one["text"], one["source"], one["round"], one["score"]) == ("#### 8", "weak", 0, 0.9)
     assert (two["text"], two["source"], two["round"], two["reason"]) == ("#### 8", "proposal", 2, "score 0.8000 > threshold 0.6300")
     assert (three["prompt"], three["text"], three["score"], three["reason"]) == ("Question q3?", "#### 7", None, "not judged")
-    kept = report.labels(workdir, "ilr", 0, round=1)[1]
+    kept = provenance.labels(workdir, "ilr", 0, round=1)[1]
     assert (kept["text"], kept["decision"], kept["decided"], kept["reason"]) == ("#### 7", "kept", 1, "score 0.4000 <= threshold 0.6300")
     assert (kept["accept"], kept["reject"], kept["score"], kept["threshold"]) == (0.4, 0.4, 0.4, 0.63)
 
 
 @pytest.mark.parametrize("which", [("sft", 0, None), ("ilr", 0, 0), ("dpo", 0, 1)])
 def test_first_labels_come_with_their_source_too(workdir, which):
-    rows = report.labels(workdir, *which)
+    rows = provenance.labels(workdir, *which)
     assert [row["example_id"] for row in rows] == ["q1", "q2", "q3", "q4"]
     assert {(row["source"], row["round"], row["decision"], row["reason"]) for row in rows} == {
         ("weak", 0, "kept", "the weak supervisor's answer")
@@ -205,7 +205,23 @@ def test_differences_stay_within_a_workdir_where_two_hold_the_same_runs(tmp_path
 )
 def test_labels_that_are_not_there(workdir, which, message):
     with pytest.raises(ValueError, match=message):
-        report.labels(workdir, *which)
+        provenance.labels(workdir, *which)
+
+
+def test_it_is_a_command_of_its_own(workdir, tmp_path):
+    command = [sys.executable, "-m", "ilr_jax.report", str(workdir), str(workdir), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0 and "report.html" in done.stdout and (tmp_path / "out" / "results.csv").exists(), done.stderr
+    bad = subprocess.run([*command[:3], str(tmp_path / "missing")], capture_output=True, text=True, timeout=240)
+    assert bad.returncode == 2 and bad.stderr.startswith("error: wanted a workdir")
+
+
+def test_the_page_tells_of_how_many_and_of_test_questions_in_train(workdir):
+    text = report.write([workdir]).read_text()
+    assert "50.0% [46.0,54.0]</td><td>500</td>" in text and "41.0%</td><td>4</td>" in text and "also stand in train" not in text
+    path = workdir / "runs" / "sft-seed0.json"
+    path.write_text(json.dumps(read_json(path) | {"tests_in_train": 7}))
+    assert "<p>7 test questions also stand in train.</p>" in report.write([workdir]).read_text()
 
 
 def test_bad_workdirs(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 from conftest import every_label_usable, make_tiny_config
 from safetensors.numpy import load_file
 
-from ilr_jax import export, refinement, report, rounds, stages
+from ilr_jax import export, provenance, refinement, report, rounds, stages
 from ilr_jax.files import read_json
 from ilr_jax.models import flops
 from ilr_jax.models.lora import Lora
@@ -120,7 +120,7 @@ def test_a_report_can_be_written_of_it(finished):
 
 @pytest.mark.parametrize(("method", "round"), [("sft", 0), ("ilr", 0), ("ilr", 1), ("naive", 1), ("dpo", 1)])
 def test_every_label_can_be_exported_with_its_decision(finished, method, round):
-    rows = report.labels(finished, method, 0, round)
+    rows = provenance.labels(finished, method, 0, round)
     assert len(rows) == 12 and all(row["reason"] and row["prompt"] and row["decision"] in ("kept", "accepted") for row in rows)
     assert all((row["accept"] is None) == (row["score"] is None) for row in rows)
     assert any(row["score"] is not None for row in rows) == ((method, round) == ("ilr", 1))

@@ -116,9 +116,16 @@ def rounds(rows: Sequence[Row]) -> Iterator[str]:
             told = lambda name, unit=1.0, digits=0, mean=mean: "" if (value := mean(name)) is None else f"{value / unit:,.{digits}f}"
             card = next(iter(report.cards(mine, audits(mine))), {})
             cells = [method, str(number), *(page.percent(mean(name)) for name in ("test_accuracy", "label_accuracy", "evaluator_accuracy"))]
-            cells += [page.percent(card.get(name)) for name in ("accepts_wrong", "rejects_right", "precision", "recall")]
+            cells += [page.percent(card.get(name)) for name in ("accepts_wrong", "rejects_right")]
+            cells += [page.percent(precision(mine)), page.percent(card.get("recall"))]
             cells += [told(name) for name in ("compared", "replaced", *page.FLOWS)]
             yield line([*cells, told("training_flops", 1e12, 1), told("seconds")])
+
+
+def precision(rows: Sequence[Row]) -> float | None:
+    """Of the labels that were replaced, those whose new one is right; None if none was."""
+    counts = {flow: sum(row[flow] or 0 for row in rows) for flow in page.FLOWS}
+    return (counts["wrong_to_right"] + counts["right_to_right"]) / sum(counts.values()) if any(counts.values()) else None
 
 
 def audits(rows: Sequence[Row]) -> list[list[Audit]]:
@@ -175,7 +182,7 @@ def lines(name: str, rows: Sequence[Row]) -> Iterator[str]:
         first, last = entry["label_accuracy_first"], entry["label_accuracy_last"]
         cells.append("" if last is None or entry["method"] == "dpo" else f"{page.percent(first)} → {page.percent(last)}")
         cells += [page.percent(entry["evaluator_accuracy"]), f"{sum(row['compared'] or 0 for row in mine) / seeds:,.0f}"]
-        cells += [page.percent(card.get("precision")), page.percent(card.get("recall"))]
+        cells += [page.percent(precision(mine)), page.percent(card.get("recall"))]
         cells += [
             f"{sum(row['training_flops'] or 0 for row in mine) / seeds / 1e12:.1f}",
             f"{sum(row['seconds'] for row in mine) / seeds:.0f}",

@@ -18,23 +18,25 @@ BINS = 10
 
 
 def card(audit: Sequence[Audit]) -> dict[str, Any] | None:
-    """The card of the comparisons in `audit`; None where no evaluator was asked in both orders. A share of nothing is None.
+    """The card of the comparisons in `audit`; None where nobody was asked. A share of nothing is None.
 
     Keys, shares from 0 to 1, a score of exactly 0.5 counts half:
 
     - `comparisons`; `pairs`: those with exactly one right answer; `accuracy` over these
     - `accepts_wrong`: of the `right_labels` against a wrong proposal, those it would give up
     - `rejects_right`: of the `right_proposals` against a wrong label, those it would refuse
-    - `flips`: it prefers another answer when the two change places; `second`: mean probability of the answer in the second place
+    - `flips`: it prefers another answer when the two change places; `second`: mean probability of the answer in the second place; both
+      None for an oracle, who is not asked in both orders
     - `longer`: it prefers the longer answer (in characters); `longer_right`: of the `pairs`, the longer one is right
     - `calibration`: per tenth of the score, (pairs, mean score, share whose proposal is right); `calibration_error`: their mean distance
     - `replaced`; `precision`: of the `replaced_known` among these, the accepted proposal is right
     - `recall`: of the `right_proposals`, those that were accepted
     """
-    rows = [row for row in audit if None not in (row.accept, row.reject, row.score)]
+    rows = [row for row in audit if row.score is not None]
     if not rows:
         return None
-    accept, reject, score = (np.array([getattr(row, name) for row in rows], float) for name in ("accept", "reject", "score"))
+    score = np.array([row.score for row in rows], float)
+    orders = np.array([(row.accept, row.reject) for row in rows if None not in (row.accept, row.reject)], float).reshape(-1, 2)
     known = np.array([None not in (row.before_correct, row.proposal_correct) for row in rows])
     was, would, taken = (
         np.array([bool(getattr(row, name)) for row in rows]) for name in ("before_correct", "proposal_correct", "accepted")
@@ -52,8 +54,8 @@ def card(audit: Sequence[Audit]) -> dict[str, Any] | None:
         "right_labels": int((decisive & was).sum()),
         "rejects_right": _mean(1 - likes[decisive & would]),
         "right_proposals": int((decisive & would).sum()),
-        "flips": _mean((accept - 0.5) * (reject - 0.5) < 0),
-        "second": _mean((accept + 1 - reject) / 2),
+        "flips": _mean((orders[:, 0] - 0.5) * (orders[:, 1] - 0.5) < 0),
+        "second": _mean((orders[:, 0] + 1 - orders[:, 1]) / 2),
         "longer": _mean(np.where(longer > 0, likes, 1 - likes)[longer != 0]),
         "longer_right": _mean((would == (longer > 0))[decisive & (longer != 0)]),
         "calibration": bins,

@@ -45,6 +45,12 @@ def train_split(examples: Sequence[Example], seed: int) -> tuple[list[Example], 
     return [examples[i] for i in order[:half]], [examples[i] for i in order[half:]]
 
 
+def shared(train: Sequence[Example], test: Sequence[Example]) -> list[str]:
+    """Ids of the test examples whose question stands in train too, white space apart."""
+    known = {" ".join(example.prompt.split()) for example in train}
+    return [example.id for example in test if " ".join(example.prompt.split()) in known]
+
+
 def parts(examples: Sequence[Example], demos: str, given: str, seed: int) -> tuple[list[Example], list[Example]]:
     """(D1, D2) of data that may be trusted in part: D1 has references, D2 the labels that are refined.
 

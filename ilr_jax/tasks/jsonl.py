@@ -117,7 +117,7 @@ def load(config: Any) -> OwnData:
     if faults:
         raise ValueError(_listing(faults, total))
     train, test = train[: config.train_examples or None], test[: config.test_examples or None]
-    _warn(train, test)
+    _warn(test)
     return OwnData(train, [example for example in test if example.reference is not None], grader)
 
 
@@ -192,11 +192,7 @@ def _listing(faults: Sequence[str], total: int) -> str:
     return "\n  ".join([head, *faults[:MOST], *more])
 
 
-def _warn(train: Sequence[Example], test: Sequence[Example]) -> None:
-    """One line each for test rows that also stand in train, and for those that nothing can be graded against."""
-    log, known = logging.getLogger(__name__), {" ".join(example.prompt.split()) for example in train}
-    seen = [example.id for example in test if " ".join(example.prompt.split()) in known]
-    if seen:
-        log.warning("%d of %d test rows also stand in train; the first: %s", len(seen), len(test), ", ".join(seen[:5]))
+def _warn(test: Sequence[Example]) -> None:
+    """A line about test rows that nothing can be graded against."""
     if bare := sum(example.reference is None for example in test):
-        log.warning("%d of %d test rows have no trusted reference and are left out", bare, len(test))
+        logging.getLogger(__name__).warning("%d of %d test rows have no trusted reference and are left out", bare, len(test))

@@ -63,7 +63,9 @@ def test_without_references_there_are_shares_of_the_comparisons_only():
     assert found["flips"] == 0.5 and found["longer"] == 0.75 and found["calibration"] == [] and found["pairs"] == 0
 
 
-def test_who_was_not_asked_in_both_orders_has_no_card():
-    """An oracle knows the score only, and naive refinement nothing."""
+def test_an_oracle_has_a_card_without_orders_and_who_was_not_asked_none():
+    """It knows the score only, and naive refinement nothing."""
     oracle = replace(asked(1.0, 1.0), accept=None, reject=None)
-    assert card([]) is card([oracle]) is card([replace(oracle, score=None)]) is None
+    found = card([oracle])
+    assert found["accuracy"] == 1.0 and found["rejects_right"] == 0.0 and found["flips"] is found["second"] is None
+    assert card([]) is card([replace(oracle, score=None)]) is None

@@ -150,19 +150,12 @@ def test_ids_that_would_meet_those_of_test_are_refused(tmp_path):
     assert line.startswith("the id 'test-1' in train is that of a test row")
 
 
-def test_test_rows_that_stand_in_train_are_reported(tmp_path, caplog):
+def test_test_rows_without_a_trusted_reference_are_left_out_and_told(tmp_path, caplog):
     rows = [{"question": f"q {i}", "answer": "a", "trusted": True} for i in range(9)]
-    test = write(
-        tmp_path, [{"question": "q  3\n", "answer": "b", "trusted": True}, *rows[:6], {"question": "new", "answer": "a"}], "t.jsonl"
-    )
+    test = write(tmp_path, [{"question": "other", "answer": "b", "trusted": True}, {"question": "new", "answer": "a"}], "t.jsonl")
     with caplog.at_level(logging.WARNING):
         task = tasks.load(config(write(tmp_path, rows), test_path=str(test)))
-    first = ", ".join(f"test-{i:05d}" for i in range(5))
-    assert caplog.messages == [
-        f"7 of 8 test rows also stand in train; the first: {first}",
-        "1 of 8 test rows have no trusted reference and are left out",
-    ]
-    assert len(task.test()) == 7
+    assert caplog.messages == ["1 of 2 test rows have no trusted reference and are left out"] and len(task.test()) == 1
 
 
 def test_a_saved_folder_with_both_splits(tmp_path):
