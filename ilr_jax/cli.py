@@ -107,10 +107,12 @@ def status(arguments: argparse.Namespace) -> int:
     workdir = readable(arguments.workdir)
     if not (workdir / "config.json").exists():
         raise ValueError(f"wanted a workdir, got {arguments.workdir!r}, which holds no config.json; give the --workdir of a run")
-    parts = {"runs": _run_lines(workdir), "finished stages": _stage_lines(workdir), "under way": _partial_lines(workdir)}
+    parts = {"runs": _run_lines(workdir), "finished stages": _stage_lines(workdir)}
+    copied = "://" in arguments.workdir
+    parts |= {} if copied else {"under way": _partial_lines(workdir)}
     for title, lines in parts.items():
         print(f"{title}:", *(list(lines) or ["none"]), sep="\n  ")
-    print(f"disk: {_size(workdir) / 1e6:,.1f} MB")
+    print(f"disk: {_size(workdir) / 1e6:,.1f} MB{', weights and what is under way left out' if copied else ''}")
     return 0
 
 

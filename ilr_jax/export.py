@@ -20,7 +20,7 @@ def model(workdir: str | Path, method: str, seed: int, round: int | None, out: s
     store = Store(workdir)
     workdir = store.root
     path = workdir / "runs" / f"{method}-seed{seed}.json"
-    store.mirror.pull(path)
+    store.mirror.pull_files(path.parent)
     store.mirror.pull(workdir / "config.json")
     if not path.exists():
         there = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "no run at all"

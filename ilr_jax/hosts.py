@@ -14,7 +14,10 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -180,8 +183,22 @@ def told(ask: Callable[[], Told]) -> Told:
 
 
 def _meet() -> None:
-    """Wait for the other processes in JAX's coordination service, as long as they live; waiting on devices has a limit (gloo: 30 s)."""
-    multihost.get_barrier_sync_fn()(key=f"told-{next(_meetings)}", timeout_ms=PATIENCE)
+    """Wait for the other processes in JAX's coordination service, as long as they live; waiting on devices has a limit (gloo: 30 s).
+
+    On a thread, for while this one waits in C++ code no signal would be noticed.
+    """
+    wait, done = partial(multihost.get_barrier_sync_fn(), key=f"told-{next(_meetings)}", timeout_ms=PATIENCE), Future[None]()
+
+    def meet() -> None:
+        try:
+            done.set_result(wait())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=meet, daemon=True).start()
+    while not done.done():
+        wait_for([done], timeout=1.0)
+    done.result()
 
 
 def _sent(data: bytes) -> bytes:

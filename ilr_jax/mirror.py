@@ -5,9 +5,11 @@ without it is not there. What both have is the bucket's. Through fsspec, and gcs
 Not here: what is copied when (`store`, `train.checkpoint`, `rounds`).
 """
 
+import base64
+import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from ilr_jax.files import StorageError, explained, locked
 CACHE = "~/.cache/ilr_jax/workdirs"
 MANIFEST = "manifest.json"
 HEAVY = ".safetensors"  # what reading a run does not need
+MADE = ("report.html", "results.json", "results.csv")  # what it leaves
 
 
 class Mirror:
@@ -48,88 +51,118 @@ class Mirror:
             with reached(self.twin(file), "write"):
                 self._bucket.put_file(str(file), self.twin(file))
 
-    def pull(self, path: Path) -> bool:
-        """Replace a file by the bucket's, if it has that, and say whether. StorageError if it cannot be had."""
+    def pull(self, path: Path) -> None:
+        """Have a file here as in the bucket: its bytes, or none. StorageError if the bucket cannot be asked."""
         if not self.url:
-            return False
-        half = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            return
         with reached(self.twin(path), "read"):
-            if not self._bucket.isfile(self.twin(path)):
-                return False
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._bucket.get_file(self.twin(path), str(half))
-            os.replace(half, path)
-        return True
+            try:
+                self._bucket.info(self.twin(path))
+            except FileNotFoundError:
+                path.unlink(missing_ok=True)
+                return
+            half = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            try:
+                self._copy(self.twin(path), half)
+                os.replace(half, path)
+            finally:
+                half.unlink(missing_ok=True)
 
     def pull_files(self, folder: Path) -> None:
-        """Replace the plain files of a folder by those that the bucket has, which is not asked for what is in folders below."""
-        for path in [p for p in folder.glob("*") if p.is_file()] if self.url else []:
-            path.unlink()
-        for name in self._names(folder) if self.url else []:
-            if "/" not in name:
+        """Have the plain files of a folder here as in the bucket."""
+        if self.url:
+            there = self._listed(folder, below=False)
+            for path in [p for p in folder.glob("*") if p.is_file() and p.name not in there]:
+                path.unlink()
+            for name in there:
                 self.pull(folder / name)
 
     def push_files(self, folder: Path) -> None:
-        """Copy the plain files of a folder that have changed since the bucket got them; sizes tell."""
+        """Copy the plain files of a folder that the bucket has not, or not the same."""
         if self.url:
-            there = self._names(folder)
+            there = self._listed(folder, below=False)
             for path in sorted(p for p in folder.glob("*") if p.is_file()):
-                if there.get(path.name, -1) != path.stat().st_size:
+                if not _is(path, there.get(path.name)):
                     self.push(path)
 
-    def exchange(self, folder: Path) -> bool:
-        """Have a finished folder here as in the bucket; whether it had to be pushed. The bucket's is taken if they differ."""
+    def fetch(self, folder: Path) -> None:
+        """Take a finished folder from the bucket, whole or not at all, if it has one and ours is another, or missing."""
         if not self.url or folder in self._same:
-            return False
-        manifest = folder / MANIFEST
+            return
         with locked(self.root / "partial" / f"{folder.name}.exchange", folder.name):
-            mine = manifest.read_bytes() if manifest.exists() else None
-            with reached(self.twin(manifest), "read"):
-                theirs = self._bucket.cat_file(self.twin(manifest)) if self._bucket.isfile(self.twin(manifest)) else None
-            if theirs is None and mine is not None:
-                self.push(folder)
-            elif theirs != mine:
-                self._fetch(folder)
-        if theirs or mine:
-            self._same.add(folder)
-        return theirs is None and mine is not None
+            theirs = self._manifest(folder)
+            if theirs is None or ((folder / MANIFEST).exists() and (folder / MANIFEST).read_bytes() == theirs):
+                return
+            half = self.root / "partial" / f"{folder.name}.pulled"
+            shutil.rmtree(half, ignore_errors=True)
+            for name in self._listed(folder):
+                self._copy(f"{self.twin(folder)}/{name}", half / name)
+            with explained(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(half, folder)
 
-    def _fetch(self, folder: Path) -> None:
-        """The bucket's folder instead of ours, whole or not at all."""
-        half = self.root / "partial" / f"{folder.name}.pulled"
-        shutil.rmtree(half, ignore_errors=True)
-        for name in self._names(folder):
-            (half / name).parent.mkdir(parents=True, exist_ok=True)
-            with reached(f"{self.twin(folder)}/{name}", "read"):
-                self._bucket.get_file(f"{self.twin(folder)}/{name}", str(half / name))
-        with explained(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(half, folder)
+    def share(self, folder: Path, partial: Path) -> None:
+        """Give the bucket a finished folder that it has not, and let go of what it was made from."""
+        if self.url and folder not in self._same:
+            if self._manifest(folder) is None:
+                self.push(folder)
+            self.drop(partial)
+            self._same.add(folder)
 
     def pull_light(self) -> None:
-        """Have here what reading needs: no weights, nothing half done; what never changes is not copied again."""
-        for name, size in self._names(self.root).items():
-            here, written_once = self.root / name, name.startswith(("stages/", "tensorboard/"))
-            light = not name.startswith("partial/") and not name.endswith(HEAVY)
-            if light and not (written_once and here.exists() and here.stat().st_size == size):
-                self.pull(here)
+        """Have here what reading needs, and nothing else: no weights, nothing half done."""
+        there = self._listed(self.root)
+        whole = {name.rpartition("/")[0] for name in there if name.startswith("stages/") and name.endswith(f"/{MANIFEST}")}
+        stage = lambda name: "/".join(name.split("/")[:2])
+        light = {
+            name: info
+            for name, info in there.items()
+            if not name.endswith(HEAVY) and not name.startswith("partial/") and (stage(name) in whole or not name.startswith("stages/"))
+        }
+        for path in [p for p in self.root.rglob("*") if p.is_file() and p.relative_to(self.root).as_posix() not in {*light, *MADE}]:
+            path.unlink()
+        for name, info in light.items():
+            if not _is(self.root / name, info):
+                self.pull(self.root / name)
 
-    def drop(self, path: Path) -> None:
-        """Remove a folder from the bucket, its manifest first, if it is there."""
-        if self.url and self._names(path):
-            with reached(self.twin(path), "write"):
-                if self._bucket.isfile(self.twin(path / MANIFEST)):
-                    self._bucket.rm_file(self.twin(path / MANIFEST))
-                self._bucket.rm(self.twin(path), recursive=True)
+    def drop(self, folder: Path) -> None:
+        """Remove a folder from the bucket, if it is there."""
+        if self.url and self._listed(folder):
+            with reached(self.twin(folder), "write"):
+                self._bucket.rm(self.twin(folder), recursive=True)
 
-    def _names(self, folder: Path) -> dict[str, int]:
-        """Names below a folder of the bucket -> bytes, sorted."""
+    def _manifest(self, folder: Path) -> bytes | None:
+        """The manifest that makes the bucket's folder whole."""
+        with reached(self.twin(folder / MANIFEST), "read"):
+            try:
+                return self._bucket.cat_file(self.twin(folder / MANIFEST))
+            except FileNotFoundError:
+                return None
+
+    def _copy(self, address: str, path: Path) -> None:
+        with reached(address, "read"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._bucket.get_file(address, str(path))
+
+    def _listed(self, folder: Path, below: bool = True) -> dict[str, Mapping[str, Any]]:
+        """Files in a folder of the bucket, and below it -> what the bucket says of them, sorted by name."""
         url = self.twin(folder)
         with reached(url, "read"):
-            found = self._bucket.find(url, detail=True)
+            try:
+                found = self._bucket.find(url, maxdepth=None if below else 1, detail=True)
+            except FileNotFoundError:
+                return {}
         start = len(url.removeprefix("gs://")) + 1
-        return {path[start:]: info["size"] for path, info in sorted(found.items())}
+        return {path[start:]: info for path, info in sorted(found.items()) if path[start:] and info["type"] == "file"}
+
+
+def _is(path: Path, info: Mapping[str, Any] | None) -> bool:
+    """Whether a file has the bytes that a bucket has, as far as it tells their MD5."""
+    if info is None or not path.is_file() or path.stat().st_size != info["size"]:
+        return False
+    with open(path, "rb") as file:
+        return base64.b64encode(hashlib.file_digest(file, "md5").digest()).decode() == info.get("md5Hash")
 
 
 def readable(workdir: str | Path) -> Path:
@@ -149,7 +182,7 @@ def reached(address: str, verb: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            if isinstance(error, OSError) and error.errno:  # this machine's disk
+            if isinstance(error, StorageError) or (isinstance(error, OSError) and error.errno):  # told already; this machine's disk
                 raise
             reason = f"{type(error).__name__}: {error}"
             hint = f"see that the bucket is there and that you may {verb} it, and start the same command again: what is finished is kept"

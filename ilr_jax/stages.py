@@ -200,6 +200,7 @@ def _keep_logs(where: Path, folder: Path, board: Path, mirror: Mirror) -> None:
     shutil.copyfile(where / METRICS, folder / METRICS)
     shutil.rmtree(board, ignore_errors=True)
     shutil.copytree(where / "tensorboard", board)
+    mirror.drop(board)
     mirror.push(board)
 
 

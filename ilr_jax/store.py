@@ -37,13 +37,13 @@ from ilr_jax.files import (
     write_json,
     write_rows,
 )
-from ilr_jax.mirror import Mirror
+from ilr_jax.mirror import MANIFEST, Mirror
 from ilr_jax.types import Artifact, Stage
 
 __all__ = ["Store", "StorageError", "claim", "read_json", "read_rows", "write_json", "write_rows"]
 
 FORMAT = 1  # Part of every key: raise it when the meaning of a stage's files changes, and nothing older is reused.
-MANIFEST, ABOUT, RESUME = "manifest.json", "about.json", "resume"
+ABOUT, RESUME = "about.json", "resume"
 PACKAGES = ("ilr-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "transformers", "tokenizers", "ml-collections")
 
 Build = Callable[[Path], Mapping[str, Any] | None]
@@ -75,17 +75,24 @@ class Store:
         """The stage's artifact if it is finished, else None. ValueError, naming the file, if it is damaged."""
         key = self.key(stage)
         folder = self.root / "stages" / f"{stage.name}-{key[:12]}"
-        self.mirror.exchange(folder)
+        self.mirror.fetch(folder)
         if not folder.exists():
             return None
         artifact = self.read(folder, key)
+        if self.leads:
+            self.mirror.share(folder, self.root / "partial" / folder.name)
         self._tell_versions(folder)
         return artifact
 
     def read(self, folder: Path, key: str | None = None) -> Artifact:
         """The artifact in a folder of `stages/`. ValueError, naming the file, if it is damaged."""
-        self.mirror.exchange(folder)
-        manifest = _check(folder, key, hashes=folder not in self._verified)
+        self.mirror.fetch(folder)
+        try:
+            manifest = _check(folder, key, hashes=folder not in self._verified)
+        except ValueError as error:
+            if not self.mirror.url:
+                raise
+            raise ValueError(f"{error}; if it is damaged again, delete {self.mirror.twin(folder)} too") from error
         self._verified.add(folder)
         return Artifact(str(folder), manifest["key"], manifest)
 
@@ -137,7 +144,6 @@ class Store:
             self._verified.add(final)  # its bytes were hashed as they were written
         artifact = self.find(stage)
         assert artifact is not None
-        self.mirror.drop(partial)
         return artifact
 
     def _emptied(self, partial: Path) -> None:

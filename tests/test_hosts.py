@@ -138,6 +138,31 @@ def test_a_notice_to_one_process_makes_both_save_after_the_same_step(tmp_path):
     assert said[0] == said[1] and re.fullmatch(r"saved \d+", said[0][0]) and said[0][0].split()[1] in said[0][1], said
 
 
+WAITS = """
+import os, sys, threading, time
+from ilr_jax import hosts, interruption
+hosts.start(False, sys.argv[1], 2, int(sys.argv[2]), 240)
+print("here", flush=True)
+try:
+    with interruption.listening():
+        hosts.told(lambda: time.sleep(3600))
+except interruption.Interrupted as notice:
+    print("interrupted", flush=True)
+os._exit(0)
+"""
+
+
+def test_a_process_that_waits_for_the_first_still_listens():
+    address = free_address()
+    both = [begin(WAITS, address, str(number)) for number in (0, 1)]
+    assert [process.stdout.readline() for process in both] == ["here\n"] * 2
+    time.sleep(2)
+    both[1].send_signal(signal.SIGTERM)
+    assert ended(both[1])[0] == "interrupted\n"
+    both[0].kill()
+    both[0].communicate()
+
+
 def experiment(workdir: Path | str, models: Path, count: int, homes: Path | None = None) -> list[subprocess.Popen]:
     """The tiny experiment on four devices of `count` processes; with `homes` each on a machine of its own."""
     address = free_address()
@@ -173,8 +198,8 @@ def assert_same(found: Path, wanted: Path) -> None:
         np.testing.assert_allclose(other[name], weights, rtol=0, atol=1e-6, err_msg=name)
 
 
-def test_a_round_on_several_processes_is_that_of_one_and_goes_on_without_the_one_that_was_lost(one, tiny_models, tmp_path):
-    """Four processes are begun, one of them is killed as they train, and two go on."""
+def test_a_round_on_four_processes_is_that_of_one_also_when_one_of_them_was_lost(one, tiny_models, tmp_path):
+    """Four processes are begun, one of them is killed as they train, and the same command goes on."""
     models = tiny_models["gemma"].parent
     many = tmp_path / "many"
     four = experiment(many, models, 4)
@@ -189,15 +214,15 @@ def test_a_round_on_several_processes_is_that_of_one_and_goes_on_without_the_one
         -signal.SIGABRT: "another task died",
     }  # the second, where it waited for JAX's service
     assert told[four[0].returncode] in said[0] and time.monotonic() - killed < 2 * hosts.HEARTBEAT, said
-    two = experiment(many, models, 2)
-    said = [ended(process) for process in two]
-    assert [process.returncode for process in two] == [0, 0], said
+    four = experiment(many, models, 4)
+    said = [ended(process) for process in four]
+    assert [process.returncode for process in four] == [0, 0, 0, 0], said
     assert "weak: " in said[0][1] and "weak: 0/" not in said[0][1] and "steps" not in said[1][1], said
     assert_same(many, one)
 
 
-def test_processes_that_share_a_bucket_alone_are_killed_and_one_goes_on_elsewhere(one, tiny_models, tmp_path, url):
-    """Two processes, each with a disk of its own, are killed as they train; a third machine takes their last save from the bucket."""
+def test_two_processes_that_share_a_bucket_alone_are_killed_and_go_on_elsewhere(one, tiny_models, tmp_path, url):
+    """Two processes, each with a disk of its own, are killed as they train; two new machines take their last save from the bucket."""
     models, bucket = tiny_models["gemma"].parent, fsspec.filesystem("gs", use_listings_cache=False)
     two = experiment(url, models, 2, tmp_path / "lost")
     while not [name for name in bucket.find(f"{url}/partial") if "/weak-" in name and name.endswith("/resume/resume/2/manifest.json")]:
@@ -206,9 +231,9 @@ def test_processes_that_share_a_bucket_alone_are_killed_and_one_goes_on_elsewher
     for process in two:
         process.kill()
         process.communicate()
-    (third,) = experiment(url, models, 1, tmp_path / "new")
-    said = ended(third)
-    assert third.returncode == 0 and "weak: " in said[1] and "weak: 0/" not in said[1], said
+    two = experiment(url, models, 2, tmp_path / "new")
+    said = [ended(process) for process in two]
+    assert [process.returncode for process in two] == [0, 0] and "weak: " in said[0][1] and "weak: 0/" not in said[0][1], said
     assert_same(tmp_path / "new" / "0" / ".cache" / "ilr_jax" / "workdirs" / url.removeprefix("gs://"), one)
     assert not bucket.find(f"{url}/partial")
 

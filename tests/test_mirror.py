@@ -60,8 +60,8 @@ def test_a_folder_is_not_there_before_its_manifest_is_and_is_pushed_again(machin
     machine("one")
     store = Store(url)
     put = store.mirror._bucket.put_file
-    monkeypatch.setattr(store.mirror._bucket, "put_file", lambda a, b: put(a, b) if b.endswith("txt") else refuse())
-    with pytest.raises(StorageError, match=r"could not write gs://made-up/.*json \(OSError: the line is cut\)"):
+    monkeypatch.setattr(store.mirror._bucket, "put_file", lambda a, b: put(a, b) if b.endswith("txt") else broken())
+    with pytest.raises(StorageError, match=r"could not write gs://made-up/.*json \(HttpError: come back later, 503\)"):
         store.run(STAGE, build)
     monkeypatch.undo()
     machine("two")
@@ -70,10 +70,6 @@ def test_a_folder_is_not_there_before_its_manifest_is_and_is_pushed_again(machin
     assert Store(url).run(STAGE, forbidden)  # its own disk has it
     machine("two")
     assert Store(url).run(STAGE, forbidden)
-
-
-def refuse():
-    raise OSError("the line is cut")
 
 
 def test_bytes_that_the_bucket_changed_are_found(machine, url, files):
@@ -85,17 +81,75 @@ def test_bytes_that_the_bucket_changed_are_found(machine, url, files):
         Store(url).find(STAGE)
 
 
-def test_the_buckets_folder_is_taken_where_two_differ(machine, url):
+def test_a_damaged_folder_is_not_given_to_the_bucket_and_the_message_heals(machine, url, files):
+    machine("one")
+    built = Store(url).run(STAGE, build)
+    files.rm(f"{url}/stages", recursive=True)
+    path = Path(built.folder) / "b.txt"
+    path.write_text("c" * 1000)
+    with pytest.raises(ValueError, match=rf"Delete {built.folder} and .*delete {url}/stages/answers-\w+ too"):
+        Store(url).find(STAGE)
+    assert not files.find(f"{url}/stages")
+    path.write_text("b" * 1000)
+    assert Store(url).find(STAGE) == built and len(files.find(f"{url}/stages")) == 4
+
+
+def test_the_buckets_folder_is_taken_where_two_differ(machine, url, files):
     for name, text in (("one", "b"), ("two", "c")):
         machine(name)
-        Store(f"{url}/{name}").run(STAGE, lambda folder, text=text: (folder / "b.txt").write_text(text) and None)
-    mine, theirs = (Mirror(f"{url}/{name}") for name in ("one", "two"))
-    folder = next(iter((theirs.root / "stages").glob("answers-*")))
+        Store(url).run(STAGE, lambda folder, text=text: (folder / "b.txt").write_text(text) and None)
+        if name == "one":
+            files.rm(url, recursive=True)
     machine("one")
-    mine = Mirror(f"{url}/one")
-    mine.url = theirs.url
-    assert not mine.exchange(mine.root / "stages" / folder.name)
-    assert (mine.root / "stages" / folder.name / "b.txt").read_text() == "c"
+    assert (Path(Store(url).run(STAGE, forbidden).folder) / "b.txt").read_text() == "c"
+
+
+def test_what_a_killed_run_left_of_a_finished_stage_goes(machine, url, files):
+    machine("one")
+    name = Path(Store(url).run(STAGE, build).folder).name
+    files.pipe_file(f"{url}/partial/{name}/resume/resume/3/tree/big", b"x")
+    assert Store(url).run(STAGE, forbidden) and not files.find(f"{url}/partial")
+
+
+def test_a_file_that_the_bucket_lost_is_lost_and_one_that_cannot_be_asked_for_is_an_error(machine, url, files, monkeypatch):
+    machine("one")
+    here = Mirror(url)
+    path = here.root / "config.json"
+    files.pipe_file(f"{url}/config.json", b"{}")
+    here.pull(path)
+    assert path.read_bytes() == b"{}"
+    monkeypatch.setattr(files, "info", broken)
+    with pytest.raises(StorageError, match="could not read .*config.json .HttpError: come back later, 503"):
+        here.pull(path)
+    monkeypatch.undo()
+    machine("one")
+    assert path.read_bytes() == b"{}" and [p.name for p in path.parent.iterdir()] == ["config.json"]
+    files.rm_file(f"{url}/config.json")
+    here.pull(path)
+    assert not path.exists()
+
+
+def broken(*_, **__):
+    from gcsfs.retry import HttpError  # not above: the emulator sets what gcsfs reads when it is imported
+
+    raise HttpError({"code": 503, "message": "come back later"})
+
+
+def test_a_bucket_that_fails_is_no_damaged_save(machine, url, files, monkeypatch):
+    machine("one")
+    here, tree = Mirror(url), {"w": jnp.arange(10.0)}
+    folder = here.root / "partial" / "sft"
+    with checkpoint.Saver(folder, here) as saver:
+        saver.begin(1, tree, {})
+    monkeypatch.setattr(files, "cat_file", broken)
+    with pytest.raises(StorageError, match="could not read .*resume/1/manifest.json"):
+        checkpoint.restore(folder, tree, here)
+    monkeypatch.undo()
+    machine("one")
+    monkeypatch.setattr(files, "pipe_file", broken)
+    with pytest.raises(StorageError, match="could not write .*resume/2/manifest.json"), checkpoint.Saver(folder, here) as saver:
+        saver.begin(2, tree, {})
+    assert not files.find(f"{url}/partial/sft/resume/2")
 
 
 @pytest.mark.parametrize("step", [1, 4])
@@ -160,6 +214,11 @@ def test_a_whole_run_in_a_bucket(tiny_models, tmp_path, machine, url, files, mon
     both = [json.loads((tmp_path / name / "results.json").read_text())["summary"] for name in ("here", "there")]
     assert both[0] == both[1]
     assert cli.main(["status", url]) == 0 and "ilr seed 0: finished" in capsys.readouterr().out
+    files.rm_file(f"{url}/runs/sft-seed0.json")
+    files.rm_file(next(name for name in names if "/stages/test-" in name and name.endswith("manifest.json")))
+    assert cli.main(["status", url]) == 0
+    said = capsys.readouterr().out
+    assert "sft seed 0" not in said and said.count("\n  test-") == 1  # the bucket's counts, and half a stage is none
     assert not list((tmp_path / "read").rglob("*.safetensors"))
     for place, out in ((url, "a"), (str(tmp_path / "local"), "b")):
         assert cli.main(["export", place, "--method", "ilr", "--labels", str(tmp_path / f"{out}.jsonl")]) == 0
@@ -176,7 +235,7 @@ def test_other_addresses_are_refused(workdir):
 
 def test_a_bucket_that_is_not_there_is_one_message(machine, emulator):
     machine("one")
-    with pytest.raises(StorageError, match="could not read gs://nowhere/run/.*see that the bucket is there and that you may read it"):
+    with pytest.raises(StorageError, match="could not write gs://nowhere/run/.*see that the bucket is there and that you may write it"):
         Store("gs://nowhere/run").run(STAGE, build)
 
 

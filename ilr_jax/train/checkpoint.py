@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from safetensors.numpy import save as safetensors_bytes
 
 from ilr_jax import files, hosts
+from ilr_jax.files import StorageError
 from ilr_jax.mirror import Mirror
 from ilr_jax.sharding import Layout, paths, put_weights
 from ilr_jax.train.saves import Saves
@@ -119,7 +120,7 @@ class Saver:
                     raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
         except BaseException:
             if hosts.leads():
-                with suppress(OSError):  # the error that is told is the first
+                with suppress(StorageError):  # the error that is told is the first
                     self._saves.remove(step)
             raise
 
@@ -163,8 +164,11 @@ def save_tree(path: Path, tree: Any, note: str | None = None) -> None:
 
 
 def join(parts: Sequence[Path], path: Path) -> None:
-    """Write files of `save_tree` with the same names, K_1, K_2, ... adapters, as one of them all, side by side; in one process."""
-    arrays = [load_file(part) for part in parts]
+    """Write files of `save_tree` with the same names, K_1, K_2, ... adapters, as one of them all, side by side; in one process.
+
+    ValueError for what is no safetensors file, StorageError if the disk refuses.
+    """
+    arrays = [_loaded(part) for part in parts]
     joined = {name: np.concatenate([each[name] for each in arrays]) for name in arrays[0]}
     files.write_bytes(path, safetensors_bytes(joined))
 
@@ -174,9 +178,13 @@ def load_tree(path: Path, like: Any, layout: Layout | None = None) -> Any:
 
     Raises ValueError for a file that is no safetensors file, and one for all names, shapes and dtypes that differ.
     """
-    try:
-        arrays = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"wanted trained weights in {path}, got: {error}; delete it and train again") from error
+    arrays = _loaded(path)
     _compare(_described(arrays), _described(like), path)
     return put_weights(layout, jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in _names(like)]))
+
+
+def _loaded(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"wanted trained weights in {path}, got: {error}; delete it and train again") from error

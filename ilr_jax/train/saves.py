@@ -2,7 +2,7 @@
 
 A save is a folder that its manifest, written last, makes whole. The manifest holds a checksum of every file: orbax 0.12 is safe against
 crashes but restores flipped bits in silence. On a disk that is SHA-256; in a bucket CRC32C, which the bucket itself keeps.
-Not here: what is in a save (`checkpoint`).
+Not here: what is in a save (`checkpoint`). All methods raise StorageError if disk or bucket refuses.
 """
 
 import hashlib
@@ -16,10 +16,9 @@ import fsspec
 from etils import epath
 
 from ilr_jax import files
-from ilr_jax.mirror import bucket
+from ilr_jax.mirror import MANIFEST, bucket, reached
 
 KEPT = 2
-MANIFEST = "manifest.json"
 
 
 class Damaged(ValueError):
@@ -40,44 +39,49 @@ class Saves:
 
     def steps(self) -> list[int]:
         """Steps that were saved completely, newest first."""
-        return [number for number in self._begun() if self._files.exists(str(self.of(number) / MANIFEST))]
+        with reached(self.address, "read"):
+            return [number for number in self._begun() if self._files.exists(str(self.of(number) / MANIFEST))]
 
     def _begun(self) -> list[int]:
         return sorted((int(name) for name in self._names() if name.isdigit()), reverse=True)
 
     def _names(self) -> list[str]:
-        try:
-            return [Path(path).name for path in self._files.ls(self.address, detail=False)]
-        except FileNotFoundError:
-            return []
+        with reached(self.address, "read"):
+            try:
+                return [Path(path).name for path in self._files.ls(self.address, detail=False)]
+            except FileNotFoundError:
+                return []
 
     def clear(self, step: int) -> None:
-        """Make room for a save: what is there of it goes, and what others left unfinished."""
-        whole = {str(number) for number in self.steps() if number != step}
+        """Make room for a save: what is there of it goes, what others left unfinished, and what is of later steps, which did not hold."""
+        whole = {str(number) for number in self.steps() if number < step}
         for name in self._names():
             if name not in whole:
                 self._remove(f"{self.address}/{name}")
         if not self._remote:
-            self._files.makedirs(str(self.of(step)), exist_ok=True)
+            with files.explained(self.of(step)):
+                self._files.makedirs(str(self.of(step)), exist_ok=True)
 
     def remove(self, step: int) -> None:
         """Leave nothing of one save."""
-        if self._files.exists(str(self.of(step))):
+        if str(step) in self._names():
             self._remove(str(self.of(step)))
 
     def _remove(self, folder: str) -> None:
-        if self._files.exists(f"{folder}/{MANIFEST}"):
-            self._files.rm_file(f"{folder}/{MANIFEST}")  # so that what is left, if this is cut short, is no save
-        self._files.rm(folder, recursive=True)
+        with reached(folder, "write"):
+            if self._files.exists(f"{folder}/{MANIFEST}"):
+                self._files.rm_file(f"{folder}/{MANIFEST}")  # so that what is left, if this is cut short, is no save
+            self._files.rm(folder, recursive=True)
 
     def commit(self, step: int, body: Mapping[str, Any]) -> None:
         """Make what was written a save that says `body` of itself (JSON), and remove all but the newest KEPT."""
         text = json.dumps({**body, "step": step, "files": self._checksums(step)}, sort_keys=True)
-        data = f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode()
+        data, path = f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode(), self.of(step) / MANIFEST
         if self._remote:
-            self._files.pipe_file(str(self.of(step) / MANIFEST), data)
+            with reached(str(path), "write"):
+                self._files.pipe_file(str(path), data)
         else:
-            files.write_bytes(Path(self.of(step) / MANIFEST), data)
+            files.write_bytes(Path(path), data)
             files.sync_folder(Path(self.address))
         for old in self.steps()[KEPT:]:
             self.remove(old)
@@ -93,26 +97,33 @@ class Saves:
 
     def _verified(self, step: int) -> dict[str, Any]:
         """The manifest of one save, after every file has been compared with it; Damaged names the first that differs."""
-        folder = self.of(step)
-        if not self._files.exists(str(folder / MANIFEST)):
-            raise Damaged(f"{folder} is not finished, having no {MANIFEST}")
+        path = self.of(step) / MANIFEST
         try:
-            digest, text = self._files.cat_file(str(folder / MANIFEST)).decode().split("\n")
-        except (OSError, ValueError) as error:
-            raise Damaged(f"{folder / MANIFEST} cannot be read ({error})") from error
+            digest, text = self._manifest(step).decode().split("\n")
+        except ValueError as error:
+            raise Damaged(f"{path} cannot be read ({error})") from error
         if hashlib.sha256(text.encode()).hexdigest() != digest:
-            raise Damaged(f"{folder / MANIFEST} was changed after it was written")
+            raise Damaged(f"{path} was changed after it was written")
         body = json.loads(text)
         found = self._checksums(step)
         for name in sorted(found.keys() | body["files"].keys()):
             if found.get(name) != body["files"].get(name):
                 what = "is missing" if name not in found else "was changed after it was written" if name in body["files"] else "was added"
-                raise Damaged(f"{folder / name} {what}")
+                raise Damaged(f"{self.of(step) / name} {what}")
         return body
+
+    def _manifest(self, step: int) -> bytes:
+        with reached(str(self.of(step) / MANIFEST), "read"):
+            try:
+                return self._files.cat_file(str(self.of(step) / MANIFEST))
+            except FileNotFoundError:
+                pass
+        raise Damaged(f"{self.of(step)} is not finished, having no {MANIFEST}")
 
     def _checksums(self, step: int) -> dict[str, str]:
         """Name -> checksum of every file of a save but its manifest."""
-        root = self._files._strip_protocol(str(self.of(step)))
-        found = {path[len(root) + 1 :]: info for path, info in self._files.find(root, detail=True).items()}
+        root = str(self.of(step)).removeprefix("gs://")
+        with reached(str(self.of(step)), "read"):
+            found = {path[len(root) + 1 :]: info for path, info in self._files.find(root, detail=True).items()}
         take = lambda name, info: info["crc32c"] if self._remote else files.sha256_of(Path(self.of(step) / name))
         return {name: take(name, info) for name, info in sorted(found.items()) if name != MANIFEST}

@@ -88,6 +88,15 @@ def test_files_of_adapters_are_joined_into_one_of_all(tmp_path):
     assert (tmp_path / "joined").read_bytes() == (tmp_path / "wanted").read_bytes()
 
 
+def test_new_saves_stay_where_later_ones_were_damaged(tmp_path):
+    for step in (90, 100):
+        tiny.save(tmp_path, step, shifted(step), {})
+        (tmp_path / "resume" / str(step) / "manifest.json").write_text("{}")
+    assert checkpoint.restore(tmp_path, like()) is None
+    tiny.save(tmp_path, 10, shifted(10), {})
+    assert checkpoint.restore(tmp_path, like())[0] == 10 and [p.name for p in (tmp_path / "resume").iterdir()] == ["10"]
+
+
 @pytest.mark.parametrize("harm", ["missing", "added", "cut"])
 def test_other_harm_is_found_too(tmp_path, caplog, harm):
     tiny.save(tmp_path, 4, shifted(4), {})
