@@ -124,6 +124,7 @@ def test_every_program_of_an_experiment_is_planned_for_emulated_devices(tmp_path
         and "at least" in done.stdout
     )
     assert all(row["seconds"] > 0 and row["memory"] > row["arguments"] > 0 and not row["advice"] for row in rows.values())
+    assert sft["tokens"] == folds["tokens"] / 2 > 0 and all(row["output"] >= 0 for row in rows.values()) and "Mtokens" in done.stdout
     assert found["chip_hours"] == pytest.approx(sum(row["hours"] for row in rows.values()) * 4)
     assert sft["sent"] < 100 * folds["arguments"]  # adapters' gradients travel, the base does not
 
@@ -213,7 +214,7 @@ def test_a_program_that_the_tpu_compiler_refuses_is_a_row_with_what_it_wants():
     """libtpu's words; the compiler itself is not asked here."""
 
     class Refused:
-        stage, times, flops, field, beside, trains = "SFT", 1, 1.0, "compute.microbatches", 2**30, True
+        stage, times, tokens, flops, field, beside, trains = "SFT", 1, 1, 1.0, "compute.microbatches", 2**30, True
 
         def lower(self):
             raise RuntimeError(

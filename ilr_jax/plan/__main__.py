@@ -26,7 +26,9 @@ TOPOLOGY = (
     "v4, v5e, v5p or v6e and the shape of the slice, as v5e:2x4 (the TPU compiler; the extra 'tpu' has it), gpu:1 (GPUs of this "
     "machine), h100:8, or cpu:8, which this machine's CPU stands for"
 )
-COLUMNS = ("program", "runs", "memory", "of", "TFLOP", "GB moved", "GB sent", "ms", "MFU", "hours", "compiled in")
+SIZES = ("arguments", "temporaries", "output", "memory", "free")  # GiB of a device
+COLUMNS = ("program", "runs", "Mtokens", *SIZES, "TFLOP", "GB moved", "GB sent", "ms", "MFU", "hours", "compiled in")
+WIDTH = 150  # of the table, at least
 NUMBERS = {
     "examples": (7473, "training examples, half of them the supervisor's (those of GSM8K)"),
     "tests": (1319, "test questions (those of GSM8K)"),
@@ -56,7 +58,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         print(f"error: --only={options.only}: wanted a part of a program's name, got none that has it", file=sys.stderr)
         return 2
     chip_hours = sum(row["hours"] * prod(shape) for row in rows if row["hours"] is not None)
-    Console().print(table(rows, chip, prod(shape)))
+    Console(width=max(WIDTH, Console().width)).print(table(rows, chip, prod(shape)))
     for row in rows:
         if row["advice"]:
             print(f"{row['program']}: {row['advice']}")
@@ -182,6 +184,7 @@ def _row(program: Any, chip: Chip | None, layout: Any, count: int) -> Row:
     head = {
         "program": program.stage,
         "runs": program.times,
+        "tokens": program.tokens,
         "flops": program.flops,
         "has": chip.memory if chip and chip.memory < inf else None,
     }
@@ -193,7 +196,7 @@ def _row(program: Any, chip: Chip | None, layout: Any, count: int) -> Row:
         if wants is None:
             raise
         memory = float(wants[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[wants[2]]
-        nothing = dict.fromkeys(("moved", "sent", "cycles", "collectives", "arguments", "temporaries", "seconds", "mfu", "hours"))
+        nothing = dict.fromkeys(("moved", "sent", "cycles", "collectives", "arguments", "temporaries", "output", "seconds", "mfu", "hours"))
         row = head | nothing | {"memory": memory + program.beside, "compile_seconds": time.monotonic() - begun}
         return row | {"advice": advice(row, program)}
     took = time.monotonic() - begun
@@ -207,6 +210,7 @@ def _row(program: Any, chip: Chip | None, layout: Any, count: int) -> Row:
         "collectives": cost.collectives,
         "arguments": stats.argument_size_in_bytes,
         "temporaries": stats.temp_size_in_bytes,
+        "output": stats.output_size_in_bytes - stats.alias_size_in_bytes,
     }
     row |= {"memory": memory + program.beside, "seconds": seconds, "compile_seconds": took}
     row["mfu"] = program.flops / (seconds * count * chip.peak) if chip and chip.clock and seconds and program.trains else None
@@ -240,17 +244,29 @@ def advice(row: Row, program: Any) -> str:
 
 
 def table(rows: Sequence[Row], chip: Chip | None, count: int) -> Table:
-    """The rows for a terminal; memory in GiB a device, moved and sent by a device, FLOPs of all of them."""
+    """The rows for a terminal; tokens of all runs, sizes in GiB a device, moved and sent by a device, FLOPs of all of them.
+
+    Output: what does not take the place of arguments. Memory: all of these, and what the stage holds beside; free: what it leaves.
+    """
     mesh = " x ".join(f"{name}={n}" for name, n in rows[0]["mesh"].items()) if rows and rows[0]["mesh"] else "one device"
     made = Table(title=f"{count} x {chip.name if chip else 'CPU'}, {mesh}", box=None, pad_edge=False, collapse_padding=True)
     for number, column in enumerate(COLUMNS):
         made.add_column(column, justify="right" if number else "left", overflow="fold")
     show = lambda value, form: "" if value is None else format(value, form)
     for row in rows:
-        giga = [f"{row['memory'] / 2**30:.1f}", show(row["has"] and row["has"] / 2**30, ".0f")]
+        sizes = row | {"free": row["has"] and row["has"] - row["memory"]}
+        giga = [show(sizes[name] if sizes[name] is None else sizes[name] / 2**30, ".1f") for name in SIZES]
         work = [f"{row['flops'] / 1e12:,.1f}", *(show(row[name] and row[name] / 1e9, ",.1f") for name in ("moved", "sent"))]
         times = [show(row["seconds"] and row["seconds"] * 1e3, ",.0f"), show(row["mfu"], ".0%"), show(row["hours"], ",.2f")]
-        made.add_row(row["program"], f"{row['runs']:,}", *giga, *work, *times, f"{row['compile_seconds']:.0f} s")
+        made.add_row(
+            row["program"],
+            f"{row['runs']:,}",
+            f"{row['runs'] * row['tokens'] / 1e6:,.1f}",
+            *giga,
+            *work,
+            *times,
+            f"{row['compile_seconds']:.0f} s",
+        )
     return made
 
 

@@ -54,7 +54,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Program:
-    """One compiled program: `lower()` prepares it, it runs `times` times in all, and its matrix products take `flops` each time.
+    """One compiled program: `lower()` prepares it, it runs `times` times in all, each on `tokens` and with `flops` in matrix products.
 
     `field` is what to lower or raise in the config where it does not fit; `beside` are bytes of a device that its stage holds beside it.
     """
@@ -62,6 +62,7 @@ class Program:
     stage: str
     lower: Callable[[], Any]
     times: int
+    tokens: int
     flops: float
     trains: bool
     field: str
@@ -150,7 +151,7 @@ class Planned:
         step: Any = steps.sft_step(self._setup(role, True), self.bench.optimizer(c[role]))
         lower = lambda: step.lower(self._state(tree, c[role]), self._params(role), self._rows(batch))
         work = float(flops.adapters(self.models[role], self.bench.lora) * rows * load.length)
-        return Program(stage, lower, times, work, True, "compute.microbatches")
+        return Program(stage, lower, times, rows * load.length, work, True, "compute.microbatches")
 
     def _dpo(self, times: int) -> Program:
         c, load, role = self.bench.config, self.load, "strong"
@@ -163,7 +164,7 @@ class Planned:
         step: Any = steps.dpo_step(self._setup(role, True), self.bench.optimizer(c.dpo), c.dpo.beta, c.dpo.loss, c.dpo.smoothing)
         lower = lambda: step.lower(self._state({"adapters": self._adapters(role, 1)}, c.dpo), self._params(role), self._rows(batch))
         work = float(flops.adapters(self.models[role], self.bench.lora) * rows * length)
-        return Program("DPO", lower, times, work, True, "compute.microbatches")
+        return Program("DPO", lower, times, rows * length, work, True, "compute.microbatches")
 
     def _classifier(self) -> Any:
         return jax.eval_shape(evaluator.initial, decoder.abstract(self.models["evaluator"]), jax.random.key(0))
@@ -176,9 +177,10 @@ class Planned:
         batch = batches.classes(data, Epochs((rows,), rows, 1, 0), 0, batches.Packing())(0)
         step: Any = steps.evaluator_step(self._setup(role, False), self.bench.optimizer(c.evaluator))
         lower = lambda: step.lower(self._state(self._classifier(), c.evaluator), {}, self._rows(batch))
-        work = float(flops.classifier(self.models[role]) * rows * batch.rows.tokens.shape[1])
+        size = rows * batch.rows.tokens.shape[1]
         best = sum(4 * math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(self._weights(self._classifier())))
-        return Program("evaluator", lower, times, work, True, "compute.microbatches", best)  # early stopping keeps the best weights
+        work = float(flops.classifier(self.models[role]) * size)
+        return Program("evaluator", lower, times, size, work, True, "compute.microbatches", best)  # early stopping keeps the best weights
 
     # Scoring and decoding.
 
@@ -189,7 +191,7 @@ class Planned:
         run: Any = steps.class_probabilities(self._setup(role, False))
         lower = lambda: run.lower(self._weights(self._classifier()), {}, self._rows(batch))
         work = float(flops.FORWARD * flops.layers(self.models[role]) * batch.rows.tokens.size)
-        return Program(stage, lower, -(-requests // n), work, False, "compute.score_batch")
+        return Program(stage, lower, -(-requests // n), batch.rows.tokens.size, work, False, "compute.score_batch")
 
     def _reference(self, stage: str, requests: int) -> Program:
         c, load, role = self.bench.config, self.load, "strong"
@@ -198,7 +200,7 @@ class Planned:
         batch = next(iter(batches.likelihoods(samples, n, 0, c.sft.max_length)))[1]
         run: Any = steps.sequence_log_probs(self._setup(role, True))
         lower = lambda: run.lower(self._weights({"adapters": self._adapters(role, 1)}), self._params(role), self._rows(batch))
-        return Program(stage, lower, -(-requests // n), self._forward(role, batch.rows.tokens.size), False, "compute.score_batch")
+        return self._read(stage, role, lower, -(-requests // n), batch.rows.tokens.size, "compute.score_batch")
 
     def _compute(self, role: str) -> Compute:
         return Compute(self.models[role], self.bench.dtype, self.bench.attention(self.models[role]), self._layout)
@@ -217,10 +219,11 @@ class Planned:
         multiple = sharding.row_multiple(self._layout, k)
         return k * (-(-max(most // k, 1) // multiple) * multiple)
 
-    def _forward(self, role: str, tokens: int) -> float:
-        """FLOPs of reading or writing so many tokens."""
+    def _read(self, stage: str, role: str, lower: Callable[[], Any], times: int, tokens: int, field: str) -> Program:
+        """A program that reads or writes so many tokens each time."""
         config = self.models[role]
-        return float(flops.FORWARD * tokens * (flops.layers(config) + config.hidden_size * config.vocab_size))
+        work = float(flops.FORWARD * tokens * (flops.layers(config) + config.hidden_size * config.vocab_size))
+        return Program(stage, lower, times, tokens, work, False, field)
 
     def _sample(self, stage: str, role: str, k: int, requests: int) -> Program:
         c, load = self.bench.config, self.load
@@ -230,7 +233,7 @@ class Planned:
         wanted = np.ones(k, np.int32)
         lower = lambda: rollout.advance.lower(compute, how.rule, (0,), how.chunk, weights, self._split(blank), wanted)
         chunks = -(-requests * load.answer // (n * how.chunk))
-        return Program(stage, lower, chunks, self._forward(role, n * how.chunk), False, "compute.slots")
+        return self._read(stage, role, lower, chunks, n * how.chunk, "compute.slots")
 
     def _beam(self, stage: str, role: str, k: int, requests: int) -> Program:
         c, load = self.bench.config, self.load
@@ -240,7 +243,7 @@ class Planned:
         wanted = np.ones(k, np.int32)
         lower = lambda: beam.advance.lower(compute, how, (0,), weights, self._split(blank), wanted)
         chunks = -(-requests * load.answer // (n * how.chunk))
-        return Program(stage, lower, chunks, self._forward(role, n * how.width * how.chunk), False, "compute.beam_batch")
+        return self._read(stage, role, lower, chunks, n * how.width * how.chunk, "compute.beam_batch")
 
     def _prefill(self, stage: str, role: str, k: int, requests: int) -> Program:
         c, load = self.bench.config, self.load
@@ -252,4 +255,4 @@ class Planned:
         entries = [np.zeros(rows, np.int32) for _ in range(6)]
         fill = Fill(prompt_rows([[0]] * rows, length, 0), *entries)
         lower = lambda: beam.admit.lower(compute, weights, self._split(blank), fill)
-        return Program(stage, lower, -(-requests // rows), self._forward(role, rows * length), False, "compute.beam_batch")
+        return self._read(stage, role, lower, -(-requests // rows), rows * length, "compute.beam_batch")
