@@ -12,6 +12,9 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ilr_jax import evaluator, main, roles
+from ilr_jax.models import decoder, lora
+from ilr_jax.models.lora import Lora
 from ilr_jax.models.platform import platform
 from ilr_jax.plan import __main__ as plan
 from ilr_jax.plan import chips, hlo
@@ -126,7 +129,21 @@ def test_every_program_of_an_experiment_is_planned_for_emulated_devices(tmp_path
     assert all(row["seconds"] > 0 and row["memory"] > row["arguments"] > 0 and not row["advice"] for row in rows.values())
     assert sft["tokens"] == folds["tokens"] / 2 > 0 and all(row["output"] >= 0 for row in rows.values()) and "Mtokens" in done.stdout
     assert found["chip_hours"] == pytest.approx(sum(row["hours"] for row in rows.values()) * 4)
-    assert sft["sent"] < 100 * folds["arguments"]  # adapters' gradients travel, the base does not
+    _check_what_travels_and_what_is_donated(rows)
+
+
+def _check_what_travels_and_what_is_donated(rows):
+    """On `data` alone: gradients of what trains, once a microbatch; nothing where nothing trains; and no state is held twice."""
+    config, _ = main.config_of([FLAGS[0], "--workdir=plan"])
+    models = {role: roles.config_of(config[role].model) for role in ("strong", "evaluator")}
+    adapters = jax.eval_shape(lambda: lora.init(models["strong"], Lora(config.lora.rank, 1.0), jax.random.split(jax.random.key(0), 1)))
+    classifier = jax.eval_shape(evaluator.initial, decoder.abstract(models["evaluator"]), jax.random.key(0))
+    for name, tree in {"SFT": adapters, "DPO": adapters, "evaluator": classifier}.items():
+        gradients = config.compute.microbatches * 4 * sum(x.size for x in jax.tree.leaves(tree))
+        others = sum(size for kind, size in rows[name]["collectives"].items() if kind != "all-reduce")
+        assert rows[name]["collectives"]["all-reduce"] == pytest.approx(gradients, rel=0.01) and others < 0.01 * gradients, name
+    assert rows["comparisons"]["sent"] == rows["DPO's reference"]["sent"] == 0
+    assert all(row["output"] < 0.01 * row["arguments"] for row in rows.values())
 
 
 def test_the_tpu_compilers_estimates_of_a_product_and_of_a_sum_are_near_their_roofs(monkeypatch):
@@ -197,7 +214,6 @@ def test_flags_that_cannot_be_are_one_message(flag, capsys, monkeypatch):
 
 
 def test_each_fold_model_trains_on_all_other_folds():
-    from ilr_jax import main, roles
     from ilr_jax.plan.programs import Load, Planned
     from ilr_jax.stages import Bench
     from ilr_jax.store import Store

@@ -11,13 +11,15 @@ import jax
 import numpy as np
 import pytest
 
-from ilr_jax import sharding
+from ilr_jax import evaluator, sharding
 from ilr_jax.models import config as configs
 from ilr_jax.models import decoder, lora
 from ilr_jax.models.lora import Lora
+from ilr_jax.sample import beam, slots
 from ilr_jax.sample.beam import BeamSettings
 from ilr_jax.sample.generate import generate
 from ilr_jax.sample.rollout import SamplingSettings
+from ilr_jax.sample.slots import Compute
 from ilr_jax.train import state as states
 from ilr_jax.train import steps
 from ilr_jax.train.optimizer import OptimizerConfig
@@ -135,16 +137,27 @@ def test_decoding_is_that_of_one_device(mesh, name, how, k):
     assert sampled(name, mesh, how, k) == sampled(name, MESHES[0], how, k)
 
 
-def test_weights_of_the_three_families_are_split_as_written_down():
+def everything(config):
+    """Base and adapters; what training makes of adapters and of an evaluator, with each optimiser; what beam search keeps."""
+    adapters = {"adapters": jax.eval_shape(lambda: lora.init(config, Lora(2, 4.0), jax.random.split(jax.random.key(0), 2)))}
+    classifier = jax.eval_shape(evaluator.initial, decoder.abstract(config), jax.random.key(0))
+    tree = decoder.abstract(config) | adapters
+    for name, optimizer in OPTIMIZERS.items():
+        of = lambda weights, k, optimizer=optimizer: jax.eval_shape(lambda x: states.init(x, optimizer, [9] * k), weights)
+        tree |= {f"sft.{name}": of(adapters, 2).opt_state, f"evaluator.{name}": of(classifier, 1).opt_state}
+    return tree
+
+
+def test_tensors_of_the_three_families_are_split_as_written_down():
     """A mesh of 2 x 2 x 2; a change here changes where every tensor lives."""
     lines = []
     for name, config in sample_models.CONFIGS.items():
-        where = layout((2, 2, 2), config)
-        tree = decoder.abstract(config) | {
-            "adapters": jax.eval_shape(lambda c=config: lora.init(c, Lora(2, 4.0), jax.random.split(jax.random.key(0), 2)))
-        }
+        where, tree = layout((2, 2, 2), config), everything(config)
         for path, split in zip(jax.tree.leaves(sharding.paths(tree)), jax.tree.leaves(sharding.shardings(where, tree)), strict=True):
             lines.append(f"{name} {path} {split.spec}")
+        blank = jax.eval_shape(lambda c=config, where=where: beam.blank(Compute(c, layout=where), BeamSettings(6), 8, 32))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(blank):
+            lines.append(f"{name} beam{jax.tree_util.keystr(path)} {where.sharding(*slots.axes(leaf.ndim)).spec}")
     golden = Path(__file__).with_name("golden_sharding.txt")
     assert golden.read_text().splitlines() == lines
 
