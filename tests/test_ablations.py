@@ -3,7 +3,7 @@
 import pytest
 from test_variants import variant
 
-from ilr_jax import feedback, refinement, report, rounds
+from ilr_jax import feedback, provenance, refinement, rounds
 from ilr_jax.lab import Lab
 from ilr_jax.types import Answer, Artifact, Label
 
@@ -109,5 +109,7 @@ def test_exported_labels_of_added_proposals_have_their_own_decisions():
     from made_up_runs import decision
 
     decisions = [decision("q", 0, reason="given", score=None, proposal=""), decision("q", 1, accepted=True, score=0.9), decision("q", 2)]
-    first, added = (report._provenance(label, decisions) for label in (Label("q", "#### 7", "weak"), Label("q", "#### 8", "proposal", 1)))
+    first, added = (
+        provenance._provenance(label, decisions) for label in (Label("q", "#### 7", "weak"), Label("q", "#### 8", "proposal", 1))
+    )
     assert (first["decision"], first["decided"], added["decision"], added["decided"]) == ("kept", 2, "accepted", 1)
