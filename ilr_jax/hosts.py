@@ -15,7 +15,6 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -196,8 +195,6 @@ def _meet() -> None:
             done.set_exception(error)
 
     threading.Thread(target=meet, daemon=True).start()
-    while not done.done():
-        wait_for([done], timeout=1.0)
     done.result()
 
 

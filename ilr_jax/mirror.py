@@ -90,7 +90,7 @@ class Mirror:
         if not self.url or folder in self._same:
             return
         with locked(self.root / "partial" / f"{folder.name}.exchange", folder.name):
-            theirs = self._manifest(folder)
+            theirs = contents(self._bucket, self.twin(folder / MANIFEST))
             if theirs is None or ((folder / MANIFEST).exists() and (folder / MANIFEST).read_bytes() == theirs):
                 return
             half = self.root / "partial" / f"{folder.name}.pulled"
@@ -105,7 +105,7 @@ class Mirror:
     def share(self, folder: Path, partial: Path) -> None:
         """Give the bucket a finished folder that it has not, and let go of what it was made from."""
         if self.url and folder not in self._same:
-            if self._manifest(folder) is None:
+            if contents(self._bucket, self.twin(folder / MANIFEST)) is None:
                 self.push(folder)
             self.drop(partial)
             self._same.add(folder)
@@ -131,14 +131,6 @@ class Mirror:
         if self.url and self._listed(folder):
             with reached(self.twin(folder), "write"):
                 self._bucket.rm(self.twin(folder), recursive=True)
-
-    def _manifest(self, folder: Path) -> bytes | None:
-        """The manifest that makes the bucket's folder whole."""
-        with reached(self.twin(folder / MANIFEST), "read"):
-            try:
-                return self._bucket.cat_file(self.twin(folder / MANIFEST))
-            except FileNotFoundError:
-                return None
 
     def _copy(self, address: str, path: Path) -> None:
         with reached(address, "read"):
@@ -173,6 +165,15 @@ def readable(workdir: str | Path) -> Path:
         mirror.root = home.with_name("read") / mirror.root.relative_to(home)  # apart from where a run works
         mirror.pull_light()
     return mirror.root
+
+
+def contents(system: Any, address: str) -> bytes | None:
+    """A file's bytes, None if it is not there. StorageError if it cannot be asked for."""
+    with reached(address, "read"):
+        try:
+            return system.cat_file(address)
+        except FileNotFoundError:
+            return None
 
 
 @contextmanager

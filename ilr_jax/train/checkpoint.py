@@ -85,8 +85,7 @@ class Saver:
         self._under_way = self._pool.submit(self._committed, step, body)
 
     def _make_room(self, step: int) -> None:
-        with files.explained(self._saves.of(step)):
-            self._saves.clear(step)
+        self._saves.clear(step)
         self._mirror.push_files(self._folder)  # a save must never be ahead of them
 
     def finish(self) -> None:

@@ -16,7 +16,7 @@ import fsspec
 from etils import epath
 
 from ilr_jax import files
-from ilr_jax.mirror import MANIFEST, bucket, reached
+from ilr_jax.mirror import MANIFEST, bucket, contents, reached
 
 KEPT = 2
 
@@ -98,8 +98,11 @@ class Saves:
     def _verified(self, step: int) -> dict[str, Any]:
         """The manifest of one save, after every file has been compared with it; Damaged names the first that differs."""
         path = self.of(step) / MANIFEST
+        data = contents(self._files, str(path))
+        if data is None:
+            raise Damaged(f"{self.of(step)} is not finished, having no {MANIFEST}")
         try:
-            digest, text = self._manifest(step).decode().split("\n")
+            digest, text = data.decode().split("\n")
         except ValueError as error:
             raise Damaged(f"{path} cannot be read ({error})") from error
         if hashlib.sha256(text.encode()).hexdigest() != digest:
@@ -111,14 +114,6 @@ class Saves:
                 what = "is missing" if name not in found else "was changed after it was written" if name in body["files"] else "was added"
                 raise Damaged(f"{self.of(step) / name} {what}")
         return body
-
-    def _manifest(self, step: int) -> bytes:
-        with reached(str(self.of(step) / MANIFEST), "read"):
-            try:
-                return self._files.cat_file(str(self.of(step) / MANIFEST))
-            except FileNotFoundError:
-                pass
-        raise Damaged(f"{self.of(step)} is not finished, having no {MANIFEST}")
 
     def _checksums(self, step: int) -> dict[str, str]:
         """Name -> checksum of every file of a save but its manifest."""
