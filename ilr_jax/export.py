@@ -31,7 +31,8 @@ def model(workdir: str | Path, method: str, seed: int, round: int | None, out: s
         raise ValueError(f"wanted round {chosen} of {path.stem}, which has rounds {min(rows)} to {max(rows)}")
     bench = Bench(store, ConfigDict(read_json(workdir / "config.json")))
     base = Model(bench.config.strong.model, bench.dtype)
-    trained = bench.store.read(workdir / rows[chosen]["model"])
+    store.mirror.fetch(workdir / rows[chosen]["model"])
+    trained = store.read(workdir / rows[chosen]["model"])
     if trained.manifest["inputs"]["model"] != base.digest:
         raise ValueError(
             f"{trained.folder} was trained on another base than {bench.config.strong.model!r} is now ({base.folder}): its weights, "

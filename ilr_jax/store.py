@@ -86,7 +86,6 @@ class Store:
 
     def read(self, folder: Path, key: str | None = None) -> Artifact:
         """The artifact in a folder of `stages/`. ValueError, naming the file, if it is damaged."""
-        self.mirror.fetch(folder)
         try:
             manifest = _check(folder, key, hashes=folder not in self._verified)
         except ValueError as error:
@@ -127,7 +126,11 @@ class Store:
 
     def _here(self, artifact: Artifact) -> Artifact:
         """The artifact of the process that leads, in this one, which has a folder of its own if there is a bucket."""
-        return artifact if self.leads or not self.mirror.url else self.read(self.root / "stages" / Path(artifact.folder).name, artifact.key)
+        if self.leads or not self.mirror.url:
+            return artifact
+        folder = self.root / "stages" / Path(artifact.folder).name
+        self.mirror.fetch(folder)
+        return self.read(folder, artifact.key)
 
     def _fill(self, partial: Path, stage: Stage, key: str, build: Build) -> None:
         """Build into `partial`, and seal it with its manifest."""
