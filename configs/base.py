@@ -59,12 +59,14 @@ def _method(config: ConfigDict) -> None:
 def _models(config: ConfigDict) -> None:
     config.weak = ConfigDict()  # the supervisor whose answers are the unreliable demonstrations
     config.weak.model = "google/gemma-2b"  # Hub id, local folder, or embedded:NAME
+    config.weak.template = "plain"  # how it is asked: plain (USER: ... ASSISTANT:) | chat (the chat template that came with the model)
     config.weak.optimizer = "adamw"  # adamw | adafactor | rmsprop
     config.weak.learning_rate = 5e-4
     config.weak.epochs = 2
 
     config.strong = ConfigDict()  # the model that is fine-tuned on those demonstrations
     config.strong.model = "mistralai/Mistral-7B-v0.1"
+    config.strong.template = "plain"  # plain | chat
     config.strong.optimizer = "adamw"
     config.strong.learning_rate = 1e-4
     config.strong.epochs = 2
@@ -129,6 +131,7 @@ def _judges(config: ConfigDict) -> None:
     config.judge = ConfigDict()  # who compares for feedback=judge, and test answers with references where a task has no grader
     config.judge.kind = "endpoint"  # endpoint (OpenAI-compatible) | model (one of our own, as it is) | evaluator (the trained one)
     config.judge.model = "gpt-4o-mini"  # the endpoint's name for it; of kind model: Hub id, local folder, or embedded:NAME
+    config.judge.template = "plain"  # of kind model: plain | chat
     config.judge.base_url = "https://api.openai.com/v1"  # or http://localhost:8000/v1 of vLLM, http://localhost:11434/v1 of Ollama, ...
     config.judge.key_name = "OPENAI_API_KEY"  # variable of the environment, or of a file .env, that holds the key; empty: none is wanted
     config.judge.top_logprobs = 20  # alternatives that a verdict's probability is read from (TGI gives 5); 0: read the letter only

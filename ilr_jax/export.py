@@ -30,7 +30,7 @@ def model(workdir: str | Path, method: str, seed: int, round: int | None, out: s
     if chosen not in rows:
         raise ValueError(f"wanted round {chosen} of {path.stem}, which has rounds {min(rows)} to {max(rows)}")
     bench = Bench(store, ConfigDict(read_json(workdir / "config.json")))
-    base = Model(bench.config.strong.model, bench.dtype)
+    base = Model(bench.config.strong.model, bench.dtype, template=bench.config.strong.get("template", "plain"))
     store.mirror.fetch(workdir / rows[chosen]["model"])
     trained = store.read(workdir / rows[chosen]["model"])
     if trained.manifest["inputs"]["model"] != base.digest:

@@ -11,10 +11,9 @@ from jaxtyping import Float
 from ilr_jax import batches, hosts, sharding
 from ilr_jax.progress import Progress
 from ilr_jax.refine.judge import ScoreFn
-from ilr_jax.roles import Model
+from ilr_jax.roles import Ask, Model
 from ilr_jax.services.judge import LETTERS, Request3, question
 from ilr_jax.stages import Bench
-from ilr_jax.tokenizer import JUDGED
 from ilr_jax.train import steps
 
 
@@ -23,21 +22,24 @@ def text(prompt: str, a: str, b: str, seed: int) -> str:
     return "\n\n".join(question(prompt, a, b, seed))
 
 
+def _asker(bench: Bench, model: Model) -> Ask:
+    return lambda requests: model.tokenizer.judgements([text(*request, bench.config.seed) for request in requests])
+
+
 def check(bench: Bench, model: Model, pairs: Sequence[tuple[str, str]]) -> None:
     """Raise ValueError for a (question, reference) that leaves no room for two answers, as `Model.check_comparisons`."""
-    put = lambda prompt: text(prompt, "", "", bench.config.seed) + JUDGED
-    model.check_comparisons(pairs, bench.config.decoding.max_new_tokens, put)
+    model.check_comparisons(pairs, bench.config.decoding.max_new_tokens, _asker(bench, model))
     model.tokenizer.letters(LETTERS)
 
 
 def score_fn(bench: Bench, model: Model) -> ScoreFn:
     """[(prompt, a, b)] -> p(B) / (p(A) + p(B)) of the token that the model would write next."""
-    letters = model.tokenizer.letters(LETTERS)
+    letters, ask = model.tokenizer.letters(LETTERS), _asker(bench, model)
     log_probs = steps.token_log_probs(bench.setup(model.config))
 
     def score(requests: Sequence[Request3]) -> Float[np.ndarray, " n"]:
         """A probability a request, in their order."""
-        asked = model.tokenizer.judgements([text(*request, bench.config.seed) for request in requests])
+        asked = ask(requests)
         odds = np.full(len(requests), np.nan)
         with Progress("comparisons", len(requests), "verdicts") as progress:
             for taken, batch in batches.options(asked, letters, bench.rows(bench.config.compute.score_batch), model.tokenizer.pad):

@@ -56,7 +56,7 @@ class Lab:
         self.tests = self.task.test()
         self.known_tests = split.shared([*self.d1, *self.d2], self.tests)
         self.examples = {example.id: example for example in [*self.d1, *self.d2, *self.tests]}
-        self._models: dict[str, Model] = {}
+        self._models: dict[tuple[str, str], Model] = {}
         self._endpoints: dict[str, Endpoint] = {}
         models = {role: self.model(role).config for role in self.roles}
         self.bench.layout = self.memory.layout = layout(config.sharding, models, self.bench.dtype)
@@ -72,10 +72,10 @@ class Lab:
 
     def model(self, role: str) -> Model:
         """The base model of `weak`, `strong`, `evaluator` or `judge`; one copy where two roles share it."""
-        source = self.config[role].model
-        if source not in self._models:
-            self._models[source] = Model(source, self.bench.dtype, self.memory)
-        return self._models[source]
+        source, template = self.config[role].model, self.config[role].get("template", "plain")
+        if (source, template) not in self._models:
+            self._models[source, template] = Model(source, self.bench.dtype, self.memory, template)
+        return self._models[source, template]
 
     @property
     def roles(self) -> list[str]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -16,10 +16,11 @@ from ilr_jax.models import config as model_config
 from ilr_jax.models import decoder, hf
 from ilr_jax.models.config import ModelConfig
 from ilr_jax.sharding import Layout
-from ilr_jax.tokenizer import COMPARISON, Tokenizer
+from ilr_jax.tokenizer import Tokenizer
 from ilr_jax.types import Config, Example
 
 EMBEDDED = Path(__file__).parent / "embedded"
+Ask = Callable[[Sequence[tuple[str, str, str]]], list[list[int]]]  # [(question, answer A, answer B)] -> token ids
 
 
 def fingerprint(value: Any) -> str:
@@ -54,7 +55,7 @@ class Memory:
     """Where the parameters of models go: how they are split over devices, and whose are there at present."""
 
     layout: Layout | None = None
-    held: dict["Model", Mapping[str, Any]] = field(default_factory=dict)
+    held: dict[Path, Mapping[str, Any]] = field(default_factory=dict)  # folder -> parameters, of one model at most
 
 
 UNKNOWN_MEMORY = 16 * 2**30  # bytes of a device that does not say, such as a CPU
@@ -84,13 +85,14 @@ class Model:
     """A base model: its folder, config and tokenizer, and its parameters once they are asked for.
 
     Of the models that share a memory, the parameters of one at a time are in it: two would not fit one accelerator beside a training.
+    `template` is how the tokenizer puts a prompt.
     """
 
-    def __init__(self, source: str, dtype: str, memory: Memory | None = None):
+    def __init__(self, source: str, dtype: str, memory: Memory | None = None, template: Literal["plain", "chat"] = "plain"):
         self.folder, self.dtype = folder_of(source), dtype
         self._memory = memory or Memory()
         self.config: ModelConfig = model_config.read(self.folder)
-        self.tokenizer = Tokenizer(self.folder, self.config)
+        self.tokenizer = Tokenizer(self.folder, self.config, template)
 
     def check_weights(self) -> None:
         """Raise ValueError, listing them, for tensors that are missing, extra or misshapen; only the files' headers are read."""
@@ -107,14 +109,13 @@ class Model:
                     "shorten or drop it, or raise that limit"
                 )
 
-    def check_comparisons(self, pairs: Sequence[tuple[str, str]], longest: int, put: Callable[[str], str] | None = None) -> None:
+    def check_comparisons(self, pairs: Sequence[tuple[str, str]], longest: int, ask: Ask) -> None:
         """Raise ValueError for the first (question, reference) that leaves no room for two answers in a comparison.
 
-        An answer has up to `longest` tokens, or is the reference ("" where it is never compared). `put` makes the text in which two
-        empty answers to a question are compared; by default the evaluator's.
+        An answer has up to `longest` tokens, or is the reference ("" where it is never compared). `ask` makes the ids of comparisons of
+        two answers.
         """
-        put = put or (lambda question: COMPARISON.format(question=question, a="", b=""))
-        bare = self.tokenizer.encode([put(question) for question, _ in pairs])
+        bare = ask([(question, "", "") for question, _ in pairs])
         references = self.tokenizer.encode([reference for _, reference in pairs])
         for (question, _), ids, reference in zip(pairs, bare, references, strict=True):
             needed = len(ids) + max(len(reference), longest) + longest
@@ -126,19 +127,20 @@ class Model:
 
     @cached_property
     def digest(self) -> str:
-        """Stands for every byte of weights, config and tokenizer, and for the compute dtype."""
+        """Stands for every byte of weights, config and tokenizer, for the chat template if it is used, and for the compute dtype."""
         files = sorted(p for p in self.folder.iterdir() if p.suffix in (".safetensors", ".json", ".model"))
-        return fingerprint([self.dtype, [[path.name, _file_hash(path)] for path in files]])
+        template = [self.tokenizer.template] if self.tokenizer.template else []
+        return fingerprint([self.dtype, [[path.name, _file_hash(path)] for path in files], *template])
 
     @property
     def params(self) -> Mapping[str, Any]:
         """The decoder's parameters in the compute dtype."""
         held, layout = self._memory.held, self._memory.layout
-        if self not in held:
+        if self.folder not in held:
             self.release()
             places = layout and sharding.shardings(layout, decoder.abstract(self.config))
-            held[self] = hf.load(self.folder, dtype=self.dtype, sharding=places)[1]
-        return held[self]
+            held[self.folder] = hf.load(self.folder, dtype=self.dtype, sharding=places)[1]
+        return held[self.folder]
 
     def release(self) -> None:
         """Let go of what is loaded; it is read again when it is asked for."""

@@ -24,6 +24,7 @@ CHOICES = {
     "task.name": tuple(FACTORIES),
     "task.answers": ("trusted", "given"),
     **{f"{section}.optimizer": OPTIMIZERS for section in ("weak", "strong", "evaluator", "dpo")},
+    **{f"{section}.template": ("plain", "chat") for section in ("weak", "strong", "judge")},
     "sft.normalize": ("sequence", "token"),
     **dict.fromkeys(("decoding.labels", "decoding.proposals"), ("beam", "sample")),
     "decoding.length_rule": ("total", "generated"),

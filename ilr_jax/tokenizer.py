@@ -1,19 +1,24 @@
 """The one tokenisation policy: what text becomes which tokens, for training, sampling and scoring alike.
 
 Prompt and answer are tokenised apart and joined, no BOS anywhere, EOS after every answer (paper appendix; the released code puts a BOS into
-sampling and scoring but not into training). Nothing else in the project builds model text.
+sampling and scoring but not into training); or the prompt is the model's own chat template, which says what comes before it and what ends
+an answer. Nothing else in the project builds model text.
 """
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch, at every start
+from jinja2 import TemplateError  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 
 from ilr_jax.models.config import ModelConfig  # noqa: E402
 
 PROMPT = "USER:\n{question}\n\nASSISTANT:\n"
+TURN = re.compile(r"\n\n(ASSISTANT|USER):\n")  # begins every turn of a dialogue but the first, the user's
 COMPARISON = (
     "USER:\n{question}\n\nANSWER (A):\n{a}\n\nANSWER (B):\n{b}\n\n"
     "The holder of answer (A) is asked to change to answer (B). Does the holder accept?\n\nVERDICT:"
@@ -22,11 +27,20 @@ JUDGED = "The better answer is:\n"  # what a model that judges goes on from
 FILES = ("tokenizer.json", "tokenizer.model")  # without one, transformers makes up a tokenizer of a handful of entries
 
 
-class Tokenizer:
-    """A Hugging Face tokenizer behind the policy, checked against the model that reads its ids."""
+def turns(question: str) -> list[dict[str, str]]:
+    """A question as messages: what `tasks.shapes.render` made one text of, or one turn of the user where it reads as no dialogue."""
+    first, *rest = TURN.split(question)
+    names = [name.lower() for name in rest[::2]]
+    if names != ["assistant", "user"] * (len(names) // 2):
+        return [{"role": "user", "content": question}]
+    return [{"role": role, "content": said} for role, said in zip(["user", *names], [first, *rest[1::2]], strict=True)]
 
-    def __init__(self, folder: str | Path, config: ModelConfig):
-        self.config = config
+
+class Tokenizer:
+    """A Hugging Face tokenizer behind the policy, checked against the model that reads its ids; a prompt is put plain, or as a chat."""
+
+    def __init__(self, folder: str | Path, config: ModelConfig, template: Literal["plain", "chat"] = "plain"):
+        self.config, self.template = config, ""
         if not any((Path(folder) / name).is_file() for name in FILES):
             raise ValueError(
                 f"{folder}: wanted {' or '.join(FILES)} there, found neither; copy the files of the model's tokenizer beside its weights"
@@ -47,6 +61,39 @@ class Tokenizer:
         self.stops: tuple[int, ...] = config.eos_token_ids or (eos,)
         # Masks are data, so the pad id is only a filler: EOS serves where there is none.
         self.pad: int = config.pad_token_id if config.pad_token_id is not None else eos
+        if template == "chat":
+            self._chat(folder)
+
+    def _chat(self, folder: str | Path) -> None:
+        """Take from the model's chat template how prompts are put, and the token that ends an answer. ValueError where it does not say."""
+        asked = {"role": "user", "content": "question"}
+        try:
+            self.template = self._tokenizer.get_chat_template()
+            (ids,) = self._rendered([[asked, {"role": "assistant", "content": "answer"}]], add_generation_prompt=False)
+        except (ValueError, TemplateError) as error:
+            raise ValueError(
+                f"{folder}: wanted a chat template for template='chat', got none of use; take a chat model's folder, or 'plain'\n  {error}"
+            ) from error
+        behind = ids[len(self._rendered([[asked]])[0]) :]
+        ends = [token for token in behind if token in self._tokenizer.all_special_ids]
+        if not ends:
+            raise ValueError(
+                f"{folder}: wanted a chat template that ends an answer with a special token, got {self._tokenizer.decode(behind)!r}; "
+                "mark that token as special in the tokenizer, or use template='plain'"
+            )
+        self.eos = ends[0]
+        self.stops = tuple(dict.fromkeys([self.eos, *self.stops]))
+
+    def _rendered(self, dialogues: Sequence[list[dict[str, str]]], add_generation_prompt: bool = True) -> list[list[int]]:
+        """Ids of dialogues in the model's chat template; what a turn says makes no control token."""
+        how = {"add_generation_prompt": add_generation_prompt, "sanitize_control_tokens": True, "return_dict": False}
+        return self._tokenizer.apply_chat_template(list(dialogues), **how) if dialogues else []
+
+    def _asked(self, questions: Sequence[str]) -> list[list[int]]:
+        """Ids of each question as it is asked, up to where the answer begins."""
+        if self.template:
+            return self._rendered([turns(question) for question in questions])
+        return self.encode([PROMPT.format(question=question) for question in questions])
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, without special tokens: a text that spells one out is tokenised like any other text."""
@@ -54,11 +101,11 @@ class Tokenizer:
 
     def prompts(self, questions: Sequence[str], room: int = 1) -> list[list[int]]:
         """Ids of each question as it is asked; `room` tokens must still fit behind it, else ValueError."""
-        return self._fitting(self.encode([PROMPT.format(question=q) for q in questions]), questions, room)
+        return self._fitting(self._asked(questions), questions, room)
 
     def lengths(self, questions: Sequence[str]) -> list[int]:
         """Tokens of each question as it is asked, whether they fit or not."""
-        return [len(ids) for ids in self.encode([PROMPT.format(question=q) for q in questions])]
+        return [len(ids) for ids in self._asked(questions)]
 
     def answers(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each answer, EOS included."""
@@ -70,8 +117,13 @@ class Tokenizer:
         return self._fitting(self.encode(texts), [q for q, _, _ in requests], 0)
 
     def judgements(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text put as a question, up to where a letter is to follow (`JUDGED`)."""
-        return self._fitting(self.encode([PROMPT.format(question=text) + JUDGED for text in texts]), texts, 1)
+        """Ids of each text put as a question of one turn, up to where a letter is to follow (`JUDGED`)."""
+        if self.template:
+            (begun,) = self.encode([JUDGED])
+            asked = [ids + begun for ids in self._rendered([[{"role": "user", "content": text}] for text in texts])]
+        else:
+            asked = self.encode([PROMPT.format(question=text) + JUDGED for text in texts])
+        return self._fitting(asked, texts, 1)
 
     def letters(self, letters: Sequence[str]) -> list[int]:
         """The first token of each letter where it begins an answer's text. ValueError if two of them begin alike."""

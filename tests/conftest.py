@@ -58,8 +58,14 @@ def _own_programs():
         compilation_cache.reset_cache()
 
 
-def write_tokenizer(folder: Path) -> None:
-    """A byte-level tokenizer in HF format that encodes any text."""
+CHAT = (
+    "{% for turn in messages %}<s>{{ turn['role'] }}\n{{ turn['content'] }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+)
+
+
+def write_tokenizer(folder: Path, template: str | None = CHAT) -> None:
+    """A byte-level tokenizer in HF format that encodes any text, with a chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -69,6 +75,7 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    fast.chat_template = template
     fast.save_pretrained(str(folder))
 
 

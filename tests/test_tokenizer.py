@@ -1,9 +1,12 @@
 import pytest
-from conftest import write_model
+from conftest import CHAT, write_model, write_tokenizer
+from transformers import AutoTokenizer
 
 from ilr_jax import roles
 from ilr_jax.models import config as model_config
-from ilr_jax.tokenizer import Tokenizer
+from ilr_jax.roles import Model
+from ilr_jax.tasks import shapes
+from ilr_jax.tokenizer import Tokenizer, turns
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +62,77 @@ def test_a_model_without_pad_uses_eos_as_filler(tmp_path):
     folder = write_model(tmp_path / "padless", "llama", pad_token_id=None, eos_token_id=[2, 5])
     tokenizer = Tokenizer(folder, model_config.read(folder))
     assert tokenizer.pad == tokenizer.eos == 2 and tokenizer.stops == (2, 5)
+
+
+DIALOGUE = [("user", "1+1?"), ("assistant", "2"), ("user", "And 2+2?")]
+
+
+@pytest.fixture
+def chat(tiny_models):
+    folder = tiny_models["mistral"]
+    return Tokenizer(folder, model_config.read(folder), "chat")
+
+
+@pytest.mark.parametrize("dialogue", [DIALOGUE[:1], DIALOGUE, [("system", "Be brief."), *DIALOGUE]])
+def test_a_dialogue_is_put_as_its_own_template_puts_it(chat, tiny_models, dialogue):
+    theirs = AutoTokenizer.from_pretrained(tiny_models["mistral"])
+    merged = dialogue if dialogue[0][0] == "user" else [("user", "\n\n".join([dialogue[0][1], dialogue[1][1]])), *dialogue[2:]]
+    wanted = theirs.apply_chat_template(
+        [{"role": role, "content": said} for role, said in merged], add_generation_prompt=True, return_dict=False
+    )
+    question = shapes.render(dialogue)
+    assert chat.prompts([question]) == [wanted] and chat.lengths([question]) == [len(wanted)]
+    assert wanted.count(theirs.bos_token_id) == len(merged) + 1
+
+
+@pytest.mark.parametrize("text", ["a", "a\n\nUSER:\nb", "a\n\nASSISTANT:\nb", "a\n\nASSISTANT:\nb\n\nASSISTANT:\nc\n\nUSER:\nd"])
+def test_what_is_no_dialogue_is_one_turn(text):
+    assert turns(text) == [{"role": "user", "content": text}]
+
+
+def test_control_tokens_are_the_templates_alone(chat):
+    plain, spelled = (chat.prompts([text])[0] for text in ("one two", "one </s><s>assistant two"))
+    assert [id for id in spelled if id < 3] == [id for id in plain if id < 3]
+    assert "one </s><s>assistant two" in chat.decode(spelled)
+
+
+def test_an_answer_ends_as_the_template_ends_it(tmp_path):
+    folder = write_model(tmp_path / "chatty", "llama", eos_token_id=2)
+    write_tokenizer(folder, CHAT.replace("</s>", "<pad>"))  # as Llama 3 and Gemma: turns end with another token than texts
+    chat = Tokenizer(folder, model_config.read(folder), "chat")
+    assert chat.eos == 0 and chat.stops == (0, 2) and chat.answers(["4"])[0][-1] == 0
+    assert Tokenizer(folder, model_config.read(folder)).eos == 2
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (None, "'plain'\n  .*chat_template is not set"),
+        ("{{ messages[0]['content'] ", "'plain'\n  unexpected end of template"),
+        ("{{ raise_exception('alternate, please') }}", "'plain'\n  alternate, please"),
+        (
+            "{% for turn in messages %}{{ turn['content'] }}.{% endfor %}",
+            r"ends an answer with a special token, got '.*\.'; .* template='plain'",
+        ),
+    ],
+)
+def test_a_template_of_no_use_is_refused(tmp_path, template, message):
+    folder = write_model(tmp_path / "mute", "llama")
+    (folder / "chat_template.jinja").unlink()
+    write_tokenizer(folder, template)
+    with pytest.raises(ValueError, match=rf"mute: wanted a chat template .*{message}"):
+        Tokenizer(folder, model_config.read(folder), "chat")
+
+
+def test_a_judge_is_asked_in_one_turn(chat):
+    (ids,) = chat.judgements(["Which?\n\nASSISTANT:\na\n\nUSER:\nb"])
+    assert ids.count(1) == 2 and chat.decode(ids).endswith("assistant\nThe better answer is:\n")
+
+
+def test_the_template_is_part_of_what_stands_for_a_model(tmp_path):
+    folder = write_model(tmp_path / "model", "llama")
+    digests = []
+    for template in (CHAT, CHAT.replace("turn['role']", "turn['role'] | upper")):
+        write_tokenizer(folder, template)
+        digests += [Model(str(folder), "float32", template=how).digest for how in ("plain", "chat")]
+    assert digests[0] == digests[2] and len(set(digests)) == 3

@@ -82,8 +82,9 @@ def test_three_folds(variant):
     assert ilr["agreed"] + ilr["unread"] + ilr["compared"] == 12
 
 
-def test_sampled_proposals(variant):
-    ilr = variant(method="ilr", feedback="oracle", decoding__labels="beam", decoding__proposals="sample")["ilr"][1]
+def test_sampled_proposals_of_a_model_that_is_asked_in_its_chat_template(variant):
+    sampled = {"decoding__labels": "beam", "decoding__proposals": "sample"}
+    ilr = variant(method="ilr", feedback="oracle", strong__template="chat", **sampled)["ilr"][1]
     assert ilr["agreed"] + ilr["unread"] + ilr["compared"] == 12
 
 
