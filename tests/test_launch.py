@@ -13,6 +13,7 @@ import time
 import tomllib
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -227,6 +228,20 @@ def test_kubernetes_runs_the_line(name, further):
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in job["template"]["spec"]["volumes"]}
 
 
+def test_kubernetes_takes_the_documents():
+    job_of_set = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "one"},
+        "spec": pods("tpu_jobset.yaml")[1],
+    }  # no schema of sets
+    for document in (*pods("gpu_job.yaml")[0], job_of_set):
+        kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
+    job_of_set["spec"]["completion"] = 1
+    with pytest.raises(kubernetes_validate.ValidationError, match="'completion' was unexpected"):
+        kubernetes_validate.validate(job_of_set, kubernetes_validate.latest_version(), strict=True)
+
+
 def test_processes_on_kubernetes_find_each_other():
     (service, whole), job, container = pods("gpu_job.yaml")
     name = whole["metadata"]["name"]
@@ -246,6 +261,11 @@ def test_skypilot_runs_the_line(copy):
     done = copy.call("bash", "-c", f"cd {shlex.quote(str(copy.root))}\n{described['run']}", **nodes)
     assert done.returncode == 0, done.stderr
     assert copy.calls() == [["python", *LINE, "--coordinator_address=10.0.0.1:8476", "--num_processes=2", "--process_id=1"]]
+
+
+def test_the_image_has_no_fault_that_a_linter_finds():
+    done = subprocess.run([Path(sys.executable).with_name("hadolint"), LAUNCH / "Dockerfile"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_image_is_built_from_what_there_is():

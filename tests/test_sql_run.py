@@ -1,7 +1,7 @@
 """Text to SQL through the method, with made-up models: what they write is run, graded by both graders, compared, replaced and recorded."""
 
 from ilr_jax import demos, lab, refinement, report, rounds
-from ilr_jax.files import read_json
+from ilr_jax.files import read_json, read_rows
 from ilr_jax.types import Answer, Artifact
 
 WRITTEN = ("{gold}", "```sql\n{gold};\n```\nThat is all.", "SELECT 'no'", "DROP TABLE items")  # right, right, wrong, error
@@ -41,3 +41,18 @@ def test_the_method_runs_on_sql_and_records_both_graders(tiny_config, tmp_path, 
     assert 0 < right < first["labels"] == 12 and last["label_accuracy"] == 1.0
     assert (last["agreed"], last["replaced"], last["flows"]["wrong_to_right"]) == (right, 12 - right, 12 - right)
     assert "strict 50.0%" in report.write([workdir]).read_text()
+
+
+def test_small_models_are_trained_on_sql_and_what_they_write_is_run(tiny_config, tmp_path):
+    config, workdir = tiny_config, tmp_path / "run"
+    config.method, config.feedback, config.demos = "ilr", "oracle", "gold"
+    config.task.name, config.task.path = "minisql", str(tmp_path / "made")
+    config.task.train_examples, config.task.test_examples = 16, 4
+    config.sft.max_length = config.compute.bucket = 960
+    rounds.run(config, workdir)
+    first, last = read_json(workdir / "runs" / "ilr-seed0.json")["rounds"]
+    assert first["labels"] == 8 and first["label_accuracy"] == last["label_accuracy"] == 1.0
+    assert (first["test_accuracy"], first["other_accuracies"]) == (0.0, {"strict": 0.0})  # eight bytes of a random model are no SQL
+    assert last["compared"] == 8 and last["replaced"] == 0
+    (answers,) = (workdir / "stages").glob("test-*/answers.jsonl")  # labels that stay make no other model
+    assert len(read_rows(answers, Answer)) == 4
