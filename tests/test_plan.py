@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ilr_jax import evaluator, main, roles
+from ilr_jax.models import config as model_config
 from ilr_jax.models import decoder, lora
 from ilr_jax.models.lora import Lora
 from ilr_jax.models.platform import platform
@@ -224,6 +226,25 @@ def test_each_fold_model_trains_on_all_other_folds():
     assert (
         found["5 fold models"] == 20 * config.strong.epochs and found["SFT"] == 2 * 25 * config.strong.epochs
     )  # batches of 16 of 320, of 400
+
+
+def test_what_is_compiled_to_train_and_to_score_does_not_grow_with_depth(tiny_models, tmp_path):
+    """The programs of models of 16 and of 80 layers, as the compiler gets them; decoding holds a cache for each layer, and does grow."""
+    from ilr_jax.plan.programs import Load, Planned
+    from ilr_jax.stages import Bench
+    from ilr_jax.store import Store
+
+    config, _ = main.config_of(["--config=configs/quickstart.py", "--workdir=plan"])
+    config.sharding.update({"data": 2, "fsdp": 2, "tensor": 2})
+    sizes = []
+    for depth in (16, 80):
+        strong, weak = (replace(model_config.read(tiny_models[name]), num_layers=depth) for name in ("mistral", "gemma"))
+        models, bench = {"weak": weak, "evaluator": weak, "strong": strong}, Bench(Store(tmp_path), config)
+        bench.layout = roles.layout(config.sharding, models, bench.dtype)
+        programs = Planned(bench, models, Load(80, 40, 32, 16, 48), jax.devices()).programs()
+        flat = [p for p in programs if p.trains or p.stage in ("comparisons", "DPO's reference")]
+        sizes.append({program.stage: program.lower().as_text().count("\n") for program in flat})
+    assert sizes[0] == sizes[1] and len(sizes[0]) == 7
 
 
 def test_a_program_that_the_tpu_compiler_refuses_is_a_row_with_what_it_wants():
