@@ -32,7 +32,20 @@ def test_only_points_whose_seeds_have_all_ended_are_shown(tmp_path, monkeypatch)
     text = evidence.document(tmp_path)
     assert "## All" in text and "## None" not in text and "| dpo |" not in text
     monkeypatch.setattr(evidence, "SEEDS", "0,1,2")
-    assert "##" not in evidence.document(tmp_path)
+    assert "##" not in evidence.document(tmp_path) + evidence.round_by_round(tmp_path)
+
+
+def test_every_point_is_shown_round_by_round(tmp_path, monkeypatch):
+    for name in ("base", "alpha=0.3"):
+        make_workdir(tmp_path / "points" / name, (0,))
+    monkeypatch.setattr(evidence, "SECTIONS", (("All", "sft,ilr", ()), ("Some", "sft,dpo", ("alpha=0.3",))))
+    monkeypatch.setattr(evidence, "SEEDS", "0")
+    text = evidence.round_by_round(tmp_path)
+    rows = report.collect([tmp_path / "points" / "base"])
+    assert [text.count(f"| {name} |") for name in ("sft", "ilr", "dpo")] == [
+        times * len({row["round"] for row in rows if row["method"] == name}) for name, times in (("sft", 2), ("ilr", 1), ("dpo", 1))
+    ]
+    assert text.index("## All") < text.index("`base`") < text.index("## Some") < text.index("`alpha=0.3`")
 
 
 def test_a_round_has_a_line_with_what_the_evaluator_got_wrong(tmp_path):

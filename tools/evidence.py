@@ -1,7 +1,7 @@
 """The experiments behind docs/evidence.md, and the document made of what they left: every table of it, nothing written by hand.
 
 python tools/evidence.py run DIR      # or go on with it; --jobs=2 at a time; hours
-python tools/evidence.py write DIR    # docs/evidence.md of the points that are finished, and its plots
+python tools/evidence.py write DIR    # docs/evidence.md and evidence-rounds.md of the points that are finished, and the plots
 """
 
 import sys
@@ -17,6 +17,7 @@ from ilr_jax.types import Audit
 
 SEEDS = "0,1,2,3,4"
 OUT = Path(__file__).parent.parent / "docs" / "evidence.md"
+ROUNDS_OUT = OUT.with_name("evidence-rounds.md")
 GREY = "#76808a"  # seen on light and on dark
 # Title; methods; axes of the grid.
 SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
@@ -45,7 +46,14 @@ The quickstart with seeds {SEEDS}: 800 weak labels, 400 test questions, three ro
 exactly one right answer. Precision: of the labels that were replaced, the new one is right; recall: of the right proposals against a wrong
 label, those that were accepted. Comparisons, TFLOP of training, and seconds of all stages (each by one of two processes on a machine of two
 cores) are a seed's, all rounds together; supervisor and evaluator are counted in. Other work shared that machine at
-times: seconds are bounds from above.
+times: seconds are bounds from above. All of them round by round: [evidence-rounds.md](evidence-rounds.md).
+"""
+ROUNDS_INTRODUCTION = """# Evidence, round by round
+
+The points of [evidence.md](evidence.md), made by the same command: means over the seeds; `comparisons`, `replaced`, the four flows of
+replaced labels, TFLOP and seconds are those of one seed and of that round alone. The evaluator's two errors are over the comparisons of all
+seeds. The pairs of DPO have no holder who might give up a right answer, and both orders count alike: its two errors are one, what
+`evaluator right` leaves.
 """
 ROUND = ("method", "round", "test", "labels right", "evaluator right", "gives up right labels", "refuses right proposals", "precision")
 ROUND += ("recall", "comparisons", "replaced", *(flow.replace("_", " ") for flow in page.FLOWS), "TFLOP", "seconds")
@@ -70,6 +78,7 @@ def main(argv: Sequence[str]) -> int:
         return 2
     if argv[0] == "write":
         write_bytes(OUT, document(Path(argv[1])).encode())
+        write_bytes(ROUNDS_OUT, round_by_round(Path(argv[1])).encode())
         for name, svg in plots(Path(argv[1])).items():
             write_bytes(OUT.with_name(f"evidence-{name}.svg"), svg.encode())
         return 0
@@ -86,15 +95,31 @@ def command(methods: str, axes: Sequence[str], folder: str) -> list[str]:
 def document(folder: Path) -> str:
     """The text: a section for each of SECTIONS that has finished points."""
     parts = [INTRODUCTION]
-    for title, methods, axes in SECTIONS:
-        found = [(point, rows) for point in sweep.grid(axes) if (rows := finished(folder / "points" / point.name, methods))]
-        if found:
-            parts += [f"## {title}\n", f"`ilr sweep {' '.join(command(methods, axes, 'DIR'))}`\n"]
-            parts += table(HEAD, [line for point, rows in found for line in lines(point.name, rows)])
-        if found and not axes:
+    for title, methods, axes, found in sections(folder):
+        parts += [f"## {title}\n", f"`ilr sweep {' '.join(command(methods, axes, 'DIR'))}`\n"]
+        parts += table(HEAD, [line for point, rows in found for line in lines(point, rows)])
+        if not axes:
             parts += ["Round by round:\n", *table(ROUND, rounds(found[0][1]))]
             parts += [f"![{title}](evidence-{name}.svg)" for name, title in PLOTS.items()] + [""]
     return "\n".join(parts)
+
+
+def round_by_round(folder: Path) -> str:
+    """The text of the second document: a table of ROUND for each point of `sections`."""
+    parts = [ROUNDS_INTRODUCTION]
+    for title, _, _, found in sections(folder):
+        parts += [f"## {title}\n"]
+        for point, rows in found:
+            parts += [f"`{point}`\n", *table(ROUND, rounds(rows))]
+    return "\n".join(parts)
+
+
+def sections(folder: Path) -> Iterator[tuple[str, str, tuple[str, ...], list[tuple[str, list[Row]]]]]:
+    """Those of SECTIONS that have finished points: with their names and rows."""
+    for title, methods, axes in SECTIONS:
+        found = [(point.name, rows) for point in sweep.grid(axes) if (rows := finished(folder / "points" / point.name, methods))]
+        if found:
+            yield title, methods, axes, found
 
 
 def table(head: Sequence[str], lines: Iterable[str]) -> list[str]:
