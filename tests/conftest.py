@@ -4,6 +4,7 @@ Programs are compiled at LLVM's level 0: most of the time goes into compiling wh
 what users run: XLA_FLAGS=--xla_backend_optimization_level=3.
 """
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -62,6 +63,14 @@ CHAT = (
     "{% for turn in messages %}<s>{{ turn['role'] }}\n{{ turn['content'] }}</s>\n{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _free_programs():
+    """A process has room for 65,530 mapped regions (Linux: vm.max_map_count), a compiled kernel takes three, and without room XLA crashes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 def write_tokenizer(folder: Path, template: str | None = CHAT) -> None:
