@@ -53,7 +53,8 @@ def _method(config: ConfigDict) -> None:
     # sql | sql-strict (as BIRD's official and strict) | MODULE:FUNCTION. Empty: the first
     config.task.grader = ""
     config.task.pattern = ""  # jsonl, regex: the expression whose first group is compared
-    config.task.databases = ""  # jsonl, sql: folder of NAME/NAME.sqlite, for the names in the column "database"
+    # Folder of NAME/NAME.sqlite. jsonl, sql: for the names in the column "database"; bird: where they are not in path or ILR_BIRD_PATH
+    config.task.databases = ""
 
 
 def _models(config: ConfigDict) -> None:
@@ -124,7 +125,9 @@ def _feedback(config: ConfigDict) -> None:
 
     config.oracle = ConfigDict()
     config.oracle.error = 0.0  # share of an oracle's verdicts that are turned round: the dial of its unreliability
-    config.oracle.capped = False  # hold feedback=oracle to alpha too (the released code does not)
+    config.oracle.capped = (
+        False  # hold feedback=oracle to alpha, and in DPO to dpo.share, too (docs/design.md: what the released code does)
+    )
 
 
 def _judges(config: ConfigDict) -> None:

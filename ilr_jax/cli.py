@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     )
     verb = _verb(verbs, "report", report, "write report.html, results.json and results.csv, print the table", "ilr report runs/quickstart")
     verb.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="folder of an experiment; several are compared")
-    verb.add_argument("--out", metavar="DIR", help="where to write; needed for several workdirs, else the workdir itself")
+    verb.add_argument("--out", metavar="DIR", help="where to write; default: the workdir itself, or of several the working folder")
     verb = _verb(verbs, "status", status, "what is done, what is under way, how much disk it takes", "ilr status runs/quickstart")
     verb.add_argument("workdir", metavar="WORKDIR", help="folder of an experiment")
     verb = _verb(verbs, "export", export, "labels or a model of a run", "ilr export runs/gsm8k --method ilr --labels labels.jsonl")

@@ -1,5 +1,6 @@
 """A model of a finished run as a Hugging Face folder: merged weights with tokenizer, or the LoRA adapter alone for `peft` and vLLM."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -42,7 +43,8 @@ def model(workdir: str | Path, method: str, seed: int, round: int | None, out: s
     if adapter:
         peft.save_adapter(out, base.config, bench.lora, adapters, 0, _loadable(bench.config.strong.model))
     else:
-        hf.save_model(out, base.config, lora.merge(base.params, adapters, bench.lora), source=base.folder)
+        config = replace(base.config, eos_token_ids=base.tokenizer.stops)  # a chat template's answers end with a token of their own
+        hf.save_model(out, config, lora.merge(base.params, adapters, bench.lora), source=base.folder)
 
 
 def _loadable(source: str) -> str:

@@ -38,8 +38,8 @@ def check(lab: Lab) -> None:
     known = [(e.prompt, reference(e)) for e in [*trained, *(() if lab.has_grader else lab.tests)]]
     compared = known + [(e.prompt, e.given or "") for e in lab.d2]
     if "evaluator" in lab.comparers:
-        evaluator_model = lab.model("evaluator")
-        evaluator_model.check_comparisons(compared, c.decoding.max_new_tokens, evaluator_model.tokenizer.comparisons)
+        model = lab.model("evaluator")
+        model.check_comparisons(compared, c.decoding.max_new_tokens, lambda asked: model.tokenizer.comparisons(asked, None))
     if "model" in lab.comparers:
         judges.check(lab.bench, lab.model(JUDGE), compared)
     if "endpoint" in lab.comparers:

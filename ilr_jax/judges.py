@@ -22,13 +22,13 @@ def text(prompt: str, a: str, b: str, seed: int) -> str:
     return "\n\n".join(question(prompt, a, b, seed))
 
 
-def _asker(bench: Bench, model: Model) -> Ask:
-    return lambda requests: model.tokenizer.judgements([text(*request, bench.config.seed) for request in requests])
+def _asker(bench: Bench, model: Model, room: int | None = 1) -> Ask:
+    return lambda requests: model.tokenizer.judgements([text(*request, bench.config.seed) for request in requests], room)
 
 
 def check(bench: Bench, model: Model, pairs: Sequence[tuple[str, str]]) -> None:
     """Raise ValueError for a (question, reference) that leaves no room for two answers, as `Model.check_comparisons`."""
-    model.check_comparisons(pairs, bench.config.decoding.max_new_tokens, _asker(bench, model))
+    model.check_comparisons(pairs, bench.config.decoding.max_new_tokens, _asker(bench, model, None))
     model.tokenizer.letters(LETTERS)
 
 

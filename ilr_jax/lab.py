@@ -72,7 +72,8 @@ class Lab:
 
     def model(self, role: str) -> Model:
         """The base model of `weak`, `strong`, `evaluator` or `judge`; one copy where two roles share it."""
-        source, template = self.config[role].model, self.config[role].get("template", "plain")
+        section = self.config[role]
+        source, template = section.model, "plain" if role == "evaluator" else section.template  # its comparisons have a form of their own
         if (source, template) not in self._models:
             self._models[source, template] = Model(source, self.bench.dtype, self.memory, template)
         return self._models[source, template]

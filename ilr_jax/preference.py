@@ -14,7 +14,7 @@ from ilr_jax.files import read_rows, write_rows
 from ilr_jax.lab import Facts, Lab
 from ilr_jax.refine import judge, pairs
 from ilr_jax.stages import answer, answers_of
-from ilr_jax.types import Artifact, Example, Pair
+from ilr_jax.types import Artifact, Comparison, Example, Pair
 
 
 def prefer(lab: Lab, policy: Artifact, evaluator: Artifact | None, r: int) -> tuple[list[Pair], Facts]:
@@ -26,33 +26,40 @@ def prefer(lab: Lab, policy: Artifact, evaluator: Artifact | None, r: int) -> tu
     texts = np.array([a.text for a in answers], object).reshape(len(lab.d2), c.samples).tolist()
     compared = pairs.disjoint_pairs(lab.d2, texts)
     settings = {"round": r, **feedback.settings(lab)} | ({"share": c.share, "scoring": c.scoring} if evaluator else {})
+    settings |= {"share": c.share} if evaluator is None and lab.config.oracle.capped else {}
     inputs = {"samples": sampled.manifest["digest"], **lab.graded}
     inputs |= {"evaluator": evaluator.manifest["digest"]} if evaluator else {}
 
     def build(folder: Path) -> Facts:
-        chosen, facts = _preferences(lab, compared, evaluator)
+        chosen, facts, asked = _preferences(lab, compared, evaluator)
         write_rows(folder / "preferences.jsonl", chosen)
+        write_rows(folder / "comparisons.jsonl", asked)
         return facts
 
     artifact = lab.bench.run("preferences", settings, inputs, build)
     return read_rows(Path(artifact.folder) / "preferences.jsonl", Pair), artifact.manifest["metrics"]
 
 
-def _preferences(lab: Lab, compared: Sequence[tuple[Example, str, str]], evaluator: Artifact | None) -> tuple[list[Pair], Facts]:
+def _preferences(
+    lab: Lab, compared: Sequence[tuple[Example, str, str]], evaluator: Artifact | None
+) -> tuple[list[Pair], Facts, list[Comparison]]:
+    """The surest comparisons as preferences, counts, and all that got a verdict with both orders' scores (none of an oracle)."""
     c, (examples, a, b) = lab.config, (list(column) for column in zip(*compared, strict=True))
     ids, prompts = [e.id for e in examples], [e.prompt for e in examples]
     a_right, b_right = lab.task.grade(a, examples), lab.task.grade(b, examples)
+    answered: list[Comparison] = []
     if evaluator is None:
         turned, is_a, is_b = judge.flipped(ids, a, b, c.oracle.error, c.seed), lab.right(a, examples), lab.right(b, examples)
         said_a, said_b = np.where(turned, is_b, is_a), np.where(turned, is_a, is_b)
-        scores, chosen = 0.5 + (said_b.astype(float) - said_a) / 2, pairs.oracle_preferences(compared, said_a, said_b)
+        share = c.dpo.share if c.oracle.capped else 1.0
+        scores, chosen = 0.5 + (said_b.astype(float) - said_a) / 2, pairs.oracle_preferences(compared, said_a, said_b, c.seed, share)
     else:
         comparisons = judge.symmetric_score(feedback.score_fn(lab, evaluator), ids, prompts, a, b, c.dpo.scoring)
         answered = [x for x in comparisons if x is not None]
         scores, chosen = judge.scores_of(comparisons), pairs.confident_preferences(answered, c.seed, c.dpo.share)
     right, n = judge.evaluator_accuracy(scores, a_right, b_right)
     facts = {"compared": len(compared), "preferences": len(chosen), "unanswered": int(np.isnan(scores).sum())}
-    return chosen, {**facts, "evaluator_accuracy": right, "evaluator_pairs": n}
+    return chosen, {**facts, "evaluator_accuracy": right, "evaluator_pairs": n}, answered
 
 
 def optimise(lab: Lab, policy: Artifact, preferences: Sequence[Pair]) -> Artifact:

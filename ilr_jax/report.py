@@ -116,13 +116,12 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def write(workdirs: Sequence[str | Path], out: str | Path | None = None) -> Path:
-    """Write `results.json`, `results.csv` and `report.html` to `out` (by default the workdir, if it is one); returns the page's path.
+    """Write `results.json`, `results.csv` and `report.html` to `out` and return the page's path.
 
-    The same artifacts give the same bytes. Raises ValueError for what is no workdir, StorageError if the disk refuses.
+    By default `out` is the workdir, or the working folder if there are several. The same artifacts give the same bytes. Raises ValueError
+    for what is no workdir, StorageError if the disk refuses.
     """
-    if out is None and len(_short_names(workdirs)) > 1:
-        raise ValueError(f"wanted a folder for the report of {len(workdirs)} workdirs, got none; give one with --out")
-    rows, folder = collect(workdirs), Path(workdirs[0] if out is None else out)
+    rows, folder = collect(workdirs), Path(out or (workdirs[0] if len(_short_names(workdirs)) == 1 else "."))
     summary = summarise(rows)
     backgrounds = [_background(path, name) for path, name in _short_names(workdirs).items()]
     audits = [read_rows(Path(row["audit"]), Audit) if row["audit"] else [] for row in rows]

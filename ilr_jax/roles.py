@@ -122,14 +122,14 @@ class Model:
             if needed > self.config.context:
                 raise ValueError(
                     f"comparing two answers to the question that begins {question[:80]!r} may take {needed} tokens, wanted at most the "
-                    f"context of {self.folder}, {self.config.context}; drop it, lower decoding.max_new_tokens, or use another evaluator"
+                    f"context of {self.folder}, {self.config.context}; drop it, lower decoding.max_new_tokens, or take another model"
                 )
 
     @cached_property
     def digest(self) -> str:
         """Stands for every byte of weights, config and tokenizer, for the chat template if it is used, and for the compute dtype."""
         files = sorted(p for p in self.folder.iterdir() if p.suffix in (".safetensors", ".json", ".model"))
-        template = [self.tokenizer.template] if self.tokenizer.template else []
+        template = [self.tokenizer.chat_template] if self.tokenizer.chat_template else []
         return fingerprint([self.dtype, [[path.name, _file_hash(path)] for path in files], *template])
 
     @property

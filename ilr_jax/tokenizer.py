@@ -8,6 +8,7 @@ an answer. Nothing else in the project builds model text.
 import os
 import re
 from collections.abc import Iterable, Sequence
+from math import inf
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,8 @@ from transformers import AutoTokenizer  # noqa: E402
 from ilr_jax.models.config import ModelConfig  # noqa: E402
 
 PROMPT = "USER:\n{question}\n\nASSISTANT:\n"
+DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"  # of all days, for templates that ask: prompts must not change overnight
+OTHERWISE = "use the folder of a chat model with another template, or template='plain'"
 TURN = re.compile(r"\n\n(ASSISTANT|USER):\n")  # begins every turn of a dialogue but the first, the user's
 COMPARISON = (
     "USER:\n{question}\n\nANSWER (A):\n{a}\n\nANSWER (B):\n{b}\n\n"
@@ -40,7 +43,7 @@ class Tokenizer:
     """A Hugging Face tokenizer behind the policy, checked against the model that reads its ids; a prompt is put plain, or as a chat."""
 
     def __init__(self, folder: str | Path, config: ModelConfig, template: Literal["plain", "chat"] = "plain"):
-        self.config, self.template = config, ""
+        self.config, self.folder, self.chat_template = config, folder, ""
         if not any((Path(folder) / name).is_file() for name in FILES):
             raise ValueError(
                 f"{folder}: wanted {' or '.join(FILES)} there, found neither; copy the files of the model's tokenizer beside its weights"
@@ -62,36 +65,45 @@ class Tokenizer:
         # Masks are data, so the pad id is only a filler: EOS serves where there is none.
         self.pad: int = config.pad_token_id if config.pad_token_id is not None else eos
         if template == "chat":
-            self._chat(folder)
+            self._chat()
 
-    def _chat(self, folder: str | Path) -> None:
+    def _chat(self) -> None:
         """Take from the model's chat template how prompts are put, and the token that ends an answer. ValueError where it does not say."""
-        asked = {"role": "user", "content": "question"}
         try:
-            self.template = self._tokenizer.get_chat_template()
-            (ids,) = self._rendered([[asked, {"role": "assistant", "content": "answer"}]], add_generation_prompt=False)
-        except (ValueError, TemplateError) as error:
+            self._tokenizer.chat_template = self.chat_template = DATE + self._tokenizer.get_chat_template()
+        except ValueError as error:
+            raise ValueError(f"{self.folder}: wanted a chat template for template='chat', got none; {OTHERWISE}\n  {error}") from error
+        asked = {"role": "user", "content": "question"}
+        (prompt,), (whole,) = self._rendered([[asked]]), self._rendered([[asked, {"role": "assistant", "content": "answer"}]], False)
+        behind, special = whole[len(prompt) :], set(self._tokenizer.all_special_ids)
+        said = next((i for i in range(len(behind)) if "answer" in self.decode(behind[:i])), 0)
+        ends = [token for token in behind[said:] if token in special]
+        if whole[: len(prompt)] != prompt or special.intersection(behind[:said]) or not ends:
             raise ValueError(
-                f"{folder}: wanted a chat template for template='chat', got none of use; take a chat model's folder, or 'plain'\n  {error}"
-            ) from error
-        behind = ids[len(self._rendered([[asked]])[0]) :]
-        ends = [token for token in behind if token in self._tokenizer.all_special_ids]
-        if not ends:
-            raise ValueError(
-                f"{folder}: wanted a chat template that ends an answer with a special token, got {self._tokenizer.decode(behind)!r}; "
-                "mark that token as special in the tokenizer, or use template='plain'"
+                f"{self.folder}: wanted a chat template that puts an answer right behind the prompt and ends it with a special token, got "
+                f"{self._tokenizer.decode(prompt)!r} and {self._tokenizer.decode(whole)!r}; {OTHERWISE}"
             )
         self.eos = ends[0]
         self.stops = tuple(dict.fromkeys([self.eos, *self.stops]))
 
-    def _rendered(self, dialogues: Sequence[list[dict[str, str]]], add_generation_prompt: bool = True) -> list[list[int]]:
-        """Ids of dialogues in the model's chat template; what a turn says makes no control token."""
-        how = {"add_generation_prompt": add_generation_prompt, "sanitize_control_tokens": True, "return_dict": False}
-        return self._tokenizer.apply_chat_template(list(dialogues), **how) if dialogues else []
+    def _rendered(self, dialogues: Sequence[list[dict[str, str]]], open_ended: bool = True) -> list[list[int]]:
+        """Ids of dialogues in the model's chat template; what a turn says makes no control token. ValueError for one it does not take."""
+        found = []
+        for turns in dialogues:
+            try:
+                found += self._tokenizer.apply_chat_template(
+                    [turns], add_generation_prompt=open_ended, sanitize_control_tokens=True, return_dict=False
+                )
+            except (TemplateError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{self.folder}: its chat template does not take {len(turns)} turns that begin {turns[0]['content'][:80]!r}; drop it, "
+                    f"or {OTHERWISE}\n  {error}"
+                ) from error
+        return found
 
     def _asked(self, questions: Sequence[str]) -> list[list[int]]:
         """Ids of each question as it is asked, up to where the answer begins."""
-        if self.template:
+        if self.chat_template:
             return self._rendered([turns(question) for question in questions])
         return self.encode([PROMPT.format(question=question) for question in questions])
 
@@ -111,19 +123,19 @@ class Tokenizer:
         """Ids of each answer, EOS included."""
         return [[*ids, self.eos] for ids in self.encode(texts)]
 
-    def comparisons(self, requests: Sequence[tuple[str, str, str]]) -> list[list[int]]:
+    def comparisons(self, requests: Sequence[tuple[str, str, str]], room: int | None = 0) -> list[list[int]]:
         """Ids of the evaluator's prompt for each (question, answer A, answer B)."""
         texts = [COMPARISON.format(question=q, a=a, b=b) for q, a, b in requests]
-        return self._fitting(self.encode(texts), [q for q, _, _ in requests], 0)
+        return self._fitting(self.encode(texts), [q for q, _, _ in requests], room)
 
-    def judgements(self, texts: Sequence[str]) -> list[list[int]]:
+    def judgements(self, texts: Sequence[str], room: int | None = 1) -> list[list[int]]:
         """Ids of each text put as a question of one turn, up to where a letter is to follow (`JUDGED`)."""
-        if self.template:
+        if self.chat_template:
             (begun,) = self.encode([JUDGED])
             asked = [ids + begun for ids in self._rendered([[{"role": "user", "content": text}] for text in texts])]
         else:
             asked = self.encode([PROMPT.format(question=text) + JUDGED for text in texts])
-        return self._fitting(asked, texts, 1)
+        return self._fitting(asked, texts, room)
 
     def letters(self, letters: Sequence[str]) -> list[int]:
         """The first token of each letter where it begins an answer's text. ValueError if two of them begin alike."""
@@ -136,8 +148,9 @@ class Tokenizer:
         """The text of sampled ids (stop token already removed)."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def _fitting(self, rows: list[list[int]], questions: Sequence[str], room: int) -> list[list[int]]:
-        limit = self.config.context - room
+    def _fitting(self, rows: list[list[int]], questions: Sequence[str], room: int | None) -> list[list[int]]:
+        """The rows, if behind each there is room for so many tokens in the context, else ValueError; None: unchecked."""
+        limit = inf if room is None else self.config.context - room
         for ids, question in zip(rows, questions, strict=True):
             if len(ids) > limit:
                 raise ValueError(

@@ -67,7 +67,7 @@ CHAT = (
 
 @pytest.fixture(autouse=True, scope="module")
 def _free_programs():
-    """A process has room for 65,530 mapped regions (Linux: vm.max_map_count), a compiled kernel takes three, and without room XLA crashes."""
+    """Linux maps 65,530 regions for a process (vm.max_map_count), a compiled kernel takes three, and XLA ends a process without room."""
     yield
     jax.clear_caches()
     gc.collect()

@@ -175,7 +175,7 @@ def test_env_shows_why_no_device_starts(monkeypatch, capsys):
         (["export", "{}/one", "--method", "sft", "--round", "1", "--labels", "x"], "wanted labels of round 1"),
         (["export", "{}/one", "--method", "ilr", "--labels", "{}/no/folder/x"], "could not write"),
         (["export", "{}/one", "--method", "ilr", "--labels", "x", "--adapter"], "--model DIR"),
-        (["report", "{}/one", "{}"], "--out"),
+        (["report", "{}/one", "{}"], "no runs"),
         (["report", "{}/one", "--out", "/proc/nowhere"], "could not write"),
     ],
 )

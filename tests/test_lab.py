@@ -51,7 +51,7 @@ def test_a_proposal_that_may_not_be_trained_on_is_one_all_the_same(tiny_config, 
 def test_without_a_preference_the_policy_stays(tiny_config, tmp_path):
     lab, _ = _labs(tiny_config, tmp_path)
     policy = Artifact("", "", {})
-    chosen, facts = preference._preferences(lab, [(example, "same", "same") for example in lab.d2], evaluator=None)
+    chosen, facts, _ = preference._preferences(lab, [(example, "same", "same") for example in lab.d2], evaluator=None)
     assert chosen == [] and (facts["compared"], facts["preferences"], facts["evaluator_pairs"]) == (len(lab.d2), 0, 0)
     assert preference.optimise(lab, policy, chosen) is policy
 
@@ -83,7 +83,7 @@ def test_each_round_draws_its_own_samples_and_beams_are_shared(tiny_config, tmp_
     monkeypatch.setattr(
         stages, "generate", lambda *given, **_: asked.append(given[3]) or [[blank] * getattr(given[4], "n", 1)] * len(given[3])
     )
-    monkeypatch.setattr(preference, "_preferences", lambda *_: ([], {}))
+    monkeypatch.setattr(preference, "_preferences", lambda *_: ([], {}, []))
     policy = Artifact(str(tmp_path), "", {"digest": "d"})
     for r in (1, 2, 2):
         preference.prefer(lab, policy, None, r)
@@ -114,7 +114,7 @@ def test_released_scoring_of_dpo_is_at_chance(tiny_config, tmp_path, monkeypatch
         feedback, "score_fn", lambda self, evaluator: lambda requests: np.array([0.25 + len(q) % 3 / 4 for q, _, _ in requests])
     )
     pairs = [(example, example.reference, "#### 1") for example in lab.d2]
-    chosen, facts = preference._preferences(lab, pairs, evaluator=Artifact("", "", {}))
+    chosen, facts, _ = preference._preferences(lab, pairs, evaluator=Artifact("", "", {}))
     assert facts["evaluator_accuracy"] == pytest.approx(0.5) and len(chosen) == facts["preferences"]
 
 
@@ -227,8 +227,10 @@ def test_references_that_changed_are_graded_anew(tiny_config, tmp_path):
 def test_the_weights_of_one_base_at_a_time_are_in_memory(lab):
     weak, strong = lab.model("weak"), lab.model("strong")
     first = weak.params
-    assert weak.params is first and list(lab.memory.held) == [weak]
-    assert strong.params is not first and list(lab.memory.held) == [strong]
+    assert weak.params is first and list(lab.memory.held) == [weak.folder]
+    assert strong.params is not first and list(lab.memory.held) == [strong.folder]
+    chat = Model(str(strong.folder), lab.bench.dtype, lab.memory, "chat")
+    assert chat.params is strong.params and chat.digest != strong.digest
     strong.release()
     assert not lab.memory.held
 

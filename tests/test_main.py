@@ -122,7 +122,7 @@ BAD = {
     ),
     "prompt over max_length": (lambda *_: ["--config.sft.max_length=30"], "tokens, wanted at most 29, one less than sft.max_length"),
     "comparison over the context": (
-        lambda models, folder: [f"--config.evaluator.model={write_model(folder, 'gemma', max_position_embeddings=500)}"],
+        lambda models, folder: [f"--config.evaluator.model={write_model(folder, 'gemma', max_position_embeddings=160)}"],
         "may take",
     ),
     "more folds than examples": (lambda *_: ["--config.task.train_examples=2", "--config.folds=3"], "wanted at most the 1 examples"),

@@ -119,10 +119,11 @@ def test_workdirs_with_other_seeds_are_one_curve_and_with_the_same_runs_two(tmp_
     assert [entry["series"] for entry in summary][:2] == ["sft (one)", "sft (other)"]
 
 
-def test_several_workdirs_need_a_folder_to_write_to(tmp_path):
+def test_the_report_of_several_workdirs_is_written_here_if_nowhere_else(tmp_path, monkeypatch):
     workdirs = [make_workdir(tmp_path / "a" / "run"), make_workdir(tmp_path / "b" / "run")]
-    with pytest.raises(ValueError, match="--out"):
-        report.write(workdirs)
+    monkeypatch.chdir(tmp_path)
+    assert report.write(workdirs).absolute() == tmp_path / "report.html"
+    assert not any((workdir / "report.html").exists() for workdir in workdirs)
     html = report.write(workdirs, tmp_path / "new" / "folder").read_text()
     assert f"{workdirs[0]}, {workdirs[1]}" in html  # two folders of one name are told apart
     row = read_json(tmp_path / "new" / "folder" / "results.json")["rows"][-1]

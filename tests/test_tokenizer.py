@@ -1,9 +1,13 @@
+from dataclasses import replace
+
 import pytest
 from conftest import CHAT, write_model, write_tokenizer
 from transformers import AutoTokenizer
 
 from ilr_jax import roles
+from ilr_jax.files import read_json, write_json
 from ilr_jax.models import config as model_config
+from ilr_jax.models import hf
 from ilr_jax.roles import Model
 from ilr_jax.tasks import shapes
 from ilr_jax.tokenizer import Tokenizer, turns
@@ -107,12 +111,15 @@ def test_an_answer_ends_as_the_template_ends_it(tmp_path):
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        (None, "'plain'\n  .*chat_template is not set"),
-        ("{{ messages[0]['content'] ", "'plain'\n  unexpected end of template"),
+        (None, "wanted a chat template .*'plain'\n  .*chat_template is not set"),
+        ("{{ messages[0]['content'] ", "its chat template does not take 1 turns .*'plain'\n  unexpected end of template"),
         ("{{ raise_exception('alternate, please') }}", "'plain'\n  alternate, please"),
+        ("{{ messages | sum(start=1) }}", "'plain'\n  unsupported operand"),
+        ("{% for turn in messages %}{{ turn['content'] }}.{% endfor %}", r"with a special token, got '.*' and '.*\.'; .* template='plain'"),
+        (CHAT.replace("assistant\n", "assistant\n<think>\n"), "right behind the prompt .*think"),
         (
-            "{% for turn in messages %}{{ turn['content'] }}.{% endfor %}",
-            r"ends an answer with a special token, got '.*\.'; .* template='plain'",
+            CHAT.replace("{{ turn['content'] }}", "{% if turn['role'] == 'assistant' %}<pad>{% endif %}{{ turn['content'] }}"),
+            "right behind .*<pad>",
         ),
     ],
 )
@@ -120,8 +127,23 @@ def test_a_template_of_no_use_is_refused(tmp_path, template, message):
     folder = write_model(tmp_path / "mute", "llama")
     (folder / "chat_template.jinja").unlink()
     write_tokenizer(folder, template)
-    with pytest.raises(ValueError, match=rf"mute: wanted a chat template .*{message}"):
+    with pytest.raises(ValueError, match=rf"(?s)mute: .*{message}"):
         Tokenizer(folder, model_config.read(folder), "chat")
+
+
+def test_a_dialogue_that_the_template_does_not_take_is_told(tmp_path):
+    folder = write_model(tmp_path / "short", "llama")
+    write_tokenizer(folder, "{% if messages | length > 2 %}{{ raise_exception('too many') }}{% endif %}" + CHAT)
+    chat = Tokenizer(folder, model_config.read(folder), "chat")
+    with pytest.raises(ValueError, match=r"short: its chat template does not take 3 turns that begin '1\+1\?'.*\n  too many"):
+        chat.prompts(["2+2?", shapes.render(DIALOGUE)])
+
+
+def test_a_template_that_asks_for_the_day_is_told_the_same_every_day(tmp_path):
+    folder = write_model(tmp_path / "dated", "llama")
+    write_tokenizer(folder, "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}" + CHAT)
+    chat = Tokenizer(folder, model_config.read(folder), "chat")
+    assert chat.decode(chat.prompts(["a"])[0]).startswith("26 Jul 2024")
 
 
 def test_a_judge_is_asked_in_one_turn(chat):
@@ -132,7 +154,19 @@ def test_a_judge_is_asked_in_one_turn(chat):
 def test_the_template_is_part_of_what_stands_for_a_model(tmp_path):
     folder = write_model(tmp_path / "model", "llama")
     digests = []
-    for template in (CHAT, CHAT.replace("turn['role']", "turn['role'] | upper")):
+    for template in (CHAT, "A chat.\n" + CHAT):
         write_tokenizer(folder, template)
         digests += [Model(str(folder), "float32", template=how).digest for how in ("plain", "chat")]
     assert digests[0] == digests[2] and len(set(digests)) == 3
+
+
+@pytest.mark.parametrize(("known", "wanted"), [(None, [0, 2]), (9, [0, 2, 9]), ([2, 9], [0, 2, 9])])
+def test_an_exported_model_stops_where_it_was_taught_to(tmp_path, known, wanted):
+    folder = write_model(tmp_path / "chatty", "llama", eos_token_id=2)
+    write_tokenizer(folder, CHAT.replace("</s>", "<pad>"))
+    write_json(folder / "generation_config.json", {"eos_token_id": known, "top_p": 0.9})
+    config, params = hf.load(folder, dtype="float32")
+    ends = Tokenizer(folder, config, "chat").stops
+    hf.save_model(tmp_path / "out", replace(config, eos_token_ids=ends), params, source=folder)
+    assert read_json(tmp_path / "out" / "generation_config.json") == {"eos_token_id": wanted, "top_p": 0.9}
+    assert read_json(tmp_path / "out" / "config.json")["eos_token_id"] == [0, 2]

@@ -68,7 +68,9 @@ def test_the_oracle_accepts_what_is_right(variant):
 
 
 def test_a_capped_oracle_accepts_its_share(variant):
-    ilr = variant(method="ilr", feedback="oracle", oracle__capped=True)["ilr"][1]
+    found = variant(method="ilr,dpo", feedback="oracle", oracle__capped=True)
+    ilr, dpo = found["ilr"][1], found["dpo"][1]
+    assert dpo["preferences"] == int(quickstart.get_config().dpo.share * dpo["compared"] + 0.5) > 0
     assert ilr["replaced"] == int(0.15 * ilr["compared"] + 0.5) > 0
 
 

@@ -238,6 +238,15 @@ def copy_aside(source: str | Path, folder: Path, patterns: tuple[str, ...] = ASI
         shutil.copyfile(path, folder / path.name)
 
 
+def _add_ends(path: Path, ends: Sequence[int]) -> None:
+    """Have generation, if there is a file of its defaults, stop at the config's EOS tokens too: `transformers` and vLLM go by that file."""
+    if path.exists():
+        defaults = files.read_json(path)
+        known = defaults.get("eos_token_id")
+        known = known if isinstance(known, list) else [] if known is None else [known]
+        files.write_json(path, defaults | {"eos_token_id": list(dict.fromkeys([*ends, *known]))})
+
+
 def save_model(
     folder: str | Path,
     config: ModelConfig,
@@ -259,3 +268,4 @@ def save_model(
         files.write_json(part / "config.json", _fields(config, dtype.name, None if head is None else head.shape[1]))
         if source is not None:
             copy_aside(resolve(source), part)
+            _add_ends(part / "generation_config.json", config.eos_token_ids)

@@ -98,14 +98,20 @@ def confident_preferences(comparisons: Sequence[Comparison], seed: int, share: f
     return [_preference(comparisons[i], comparisons[i].score > 0.5) for i in kept]
 
 
-def oracle_preferences(pairs: Sequence[tuple[Example, str, str]], a_right: Bool[Any, " N"], b_right: Bool[Any, " N"]) -> list[Pair]:
-    """The preferences that an oracle gives: the right answer over the wrong one, for pairs with exactly one right answer."""
+def oracle_preferences(
+    pairs: Sequence[tuple[Example, str, str]], a_right: Bool[Any, " N"], b_right: Bool[Any, " N"], seed: int = 0, share: float = 1.0
+) -> list[Pair]:
+    """The preferences that an oracle gives: the right answer over the wrong one, for pairs with exactly one right answer.
+
+    At most `share` of all pairs, drawn by seed, in the order given.
+    """
     preferences = []
     for (example, a, b), a_is, b_is in zip(pairs, a_right, b_right, strict=True):
         if bool(a_is) != bool(b_is):
             better, worse = (b, a) if b_is else (a, b)
             preferences.append(Pair(example.id, example.prompt, better, worse, "oracle"))
-    return preferences
+    order = shuffled([f"{i}/{pair.example_id}" for i, pair in enumerate(preferences)], seed, "oracle")
+    return [preferences[i] for i in sorted(order[: share_of(len(pairs), share)])]
 
 
 def decisive_preferences(asked: Sequence[Audit]) -> list[Pair]:

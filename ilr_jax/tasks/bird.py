@@ -127,15 +127,15 @@ def _file(databases: Path, name: str) -> Path:
 
 
 def load(config: Any) -> TextToSQL:
-    """The task as `config` (`path`, `train_examples`, `test_examples`, `grader`) describes it; 0 examples: all.
+    """The task as `config` (`path`, `databases`, `train_examples`, `test_examples`, `grader`) describes it; 0 examples: all.
 
-    `path` holds the questions, and the databases too unless the environment's ILR_BIRD_PATH names their folder.
+    `path` holds the questions, and the databases too unless `databases`, or else the environment's ILR_BIRD_PATH, names their folder.
     """
-    databases = os.environ.get(PATH, "")
+    databases = config.databases or os.environ.get(PATH, "")
     if not config.path and not databases:
         raise ValueError(
             f"wanted BIRD's questions and databases, got neither task.path nor {PATH}; set task.path to the folder with train.json and "
-            f"dev.json, or to one that DatasetDict.save_to_disk wrote, and {PATH} to the databases' folder where that is another"
+            f"dev.json, or one that DatasetDict.save_to_disk wrote, and task.databases or {PATH} to the databases' folder if it is another"
         )
     folder = Path(config.path or databases).expanduser()
     return TextToSQL(

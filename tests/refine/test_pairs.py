@@ -138,6 +138,15 @@ def test_oracle_preferences_choose_the_right_answer_where_one_is():
     assert chosen == [Pair("e0", "question 0", "a0", "b0", "oracle"), Pair("e1", "question 1", "b1", "a1", "oracle")]
 
 
+def test_an_oracle_may_be_held_to_a_share_of_all_pairs():
+    pairs = [(example(i), f"a{i}", f"b{i}") for i in range(40)]
+    right, wrong = np.array([1, 0] * 20, bool), np.zeros(40, bool)
+    chosen = oracle_preferences(pairs, right, wrong, 3, 0.15)
+    assert len(chosen) == 6 and chosen == [pair for pair in oracle_preferences(pairs, right, wrong) if pair in chosen]
+    assert chosen != oracle_preferences(pairs, right, wrong, 4, 0.15)
+    assert len(oracle_preferences(pairs, right, wrong, 3, 0.9)) == 20
+
+
 def test_decisive_preferences_follow_the_verdict_on_pairs_with_one_right_answer():
     row = lambda name, score, was, would: Audit(name, 1, "q", "old", "new", "", False, "", None, None, score, 0.5, was, would)
     rows = [row("a", 1.0, False, True), row("b", 0.0, False, True), row("c", 0.0, True, False), row("d", 1.0, False, False)]

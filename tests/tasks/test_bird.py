@@ -52,7 +52,7 @@ def saved(folder, rows, databases):
 
 def config(path, **changes):
     return SimpleNamespace(
-        **{"name": "bird", "path": str(path), "train_examples": 0, "test_examples": 0, "grader": "", "seed": 0} | changes
+        **{"name": "bird", "path": str(path), "train_examples": 0, "test_examples": 0, "grader": "", "databases": "", "seed": 0} | changes
     )
 
 
@@ -114,6 +114,15 @@ def test_the_saved_folder_with_databases_elsewhere(tmp_path, monkeypatch):
     train = task.train()
     assert [e.prompt for e in train] == ["PROMPT How many?", "PROMPT Whose name?"] and len(task.test()) == 3
     assert task.grade([e.reference for e in train], train).tolist() == [True, True]
+
+
+def test_the_config_names_the_databases_before_the_environment_does(tmp_path, monkeypatch):
+    monkeypatch.setenv(bird.PATH, str(tmp_path / "nowhere"))
+    folder = saved(tmp_path / "saved", ROWS, tmp_path / "databases")
+    train = tasks.load(config(folder, databases=str(tmp_path / "databases"))).train()
+    assert len(train) == 3 and tasks.load(config(folder, databases=str(tmp_path / "databases"))).grade(["SELECT 1"], train[:1]).shape == (
+        1,
+    )
 
 
 def test_the_environment_alone_is_enough(tmp_path, monkeypatch):
