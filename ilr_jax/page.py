@@ -190,8 +190,8 @@ def _decision(group: int, audit: Any, texts: dict[str, int]) -> list[Any]:
 def chart(rows: Sequence[Row], field: str, across: str = "round") -> str:
     """The field `across` rounds or comparisons "spent", a curve per series (mean of its seeds), as SVG text; empty if there is none.
 
-    Bands: lowest to highest seed; of one seed, the interval of its test accuracy. A series of one round, or that spends nothing, is a
-    dashed line.
+    Thin: each seed. Bands: lowest to highest seed; of one seed, the interval of its test accuracy. A series of one round, or that spends
+    nothing, is a dashed line.
     """
     curves = {name: points for name in _places(rows) if (points := list(_points(rows, name, field, across)))}
     if across == "spent":
@@ -206,6 +206,8 @@ def chart(rows: Sequence[Row], field: str, across: str = "round") -> str:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for name, points in curves.items():
             _draw(axes, _places(rows)[name], name, points)
+            for own in _seeds(rows, name, field, across) if len(points) > 1 else ():
+                axes.plot(*zip(*own, strict=True), color=_look(_places(rows)[name])["color"], linewidth=0.6, alpha=0.6)
 
     return drawn(field + across, draw)
 
@@ -253,6 +255,13 @@ def _points(rows: Sequence[Row], series: str, field: str, across: str) -> Iterat
         low, high = ends[0] if len(ends) == 1 and ends[0] else (min(values), max(values))
         places = [row[across] for row in mine if row["round"] == number]
         yield sum(places) / len(places), sum(values) / len(values), low, high
+
+
+def _seeds(rows: Sequence[Row], series: str, field: str, across: str) -> list[list[tuple[int, float]]]:
+    """(round, or what was spent until then; value) of each of the series' seeds, where there are several."""
+    mine = [row for row in rows if row["series"] == series and row[field] is not None]
+    seeds = dict.fromkeys(row["seed"] for row in mine)
+    return [sorted((row[across], row[field]) for row in mine if row["seed"] == seed) for seed in seeds] if len(seeds) > 1 else []
 
 
 def _places(rows: Sequence[Row]) -> dict[str, int]:

@@ -154,6 +154,13 @@ def test_the_browser_of_labels_filters_searches_and_shows_more(workdir, tmp_path
     assert "✓ right" in steps["card"] and "score 0.400 · threshold 0.630" in steps["card"]
 
 
+def test_each_seed_has_a_line_of_its_own_beside_their_mean(tmp_path):
+    lines = lambda seeds: page.chart(report.collect([make_workdir(tmp_path / str(len(seeds)), seeds)]), "test_accuracy").count(
+        "stroke-width: 0.6"
+    )
+    assert lines((0,)) == 0 and lines((0, 1, 2)) == 3 * 2  # of ILR and DPO; SFT has one round
+
+
 def test_accuracy_stands_over_the_comparisons_that_were_spent(workdir):
     rows = report.collect([workdir])
     assert {row["method"]: row["spent"] for row in rows} == {"sft": 0, "dpo": 150, "ilr": 4}
