@@ -89,15 +89,15 @@ class Tokenizer:
     def _rendered(self, dialogues: Sequence[list[dict[str, str]]], open_ended: bool = True) -> list[list[int]]:
         """Ids of dialogues in the model's chat template; what a turn says makes no control token. ValueError for one it does not take."""
         found = []
-        for turns in dialogues:
+        for dialogue in dialogues:
             try:
                 found += self._tokenizer.apply_chat_template(
-                    [turns], add_generation_prompt=open_ended, sanitize_control_tokens=True, return_dict=False
+                    [dialogue], add_generation_prompt=open_ended, sanitize_control_tokens=True, return_dict=False
                 )
             except (TemplateError, TypeError, ValueError) as error:
                 raise ValueError(
-                    f"{self.folder}: its chat template does not take {len(turns)} turns that begin {turns[0]['content'][:80]!r}; drop it, "
-                    f"or {OTHERWISE}\n  {error}"
+                    f"{self.folder}: its chat template does not take {len(dialogue)} turns that begin {dialogue[0]['content'][:80]!r}; "
+                    f"drop it, or {OTHERWISE}\n  {error}"
                 ) from error
         return found
 
