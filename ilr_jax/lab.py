@@ -37,8 +37,8 @@ class _Told:
     def grade(self, answers: Sequence[str], examples: Sequence[Example]) -> Bool[np.ndarray, " n"] | None:
         return hosts.told(lambda: self._task.grade(answers, examples))
 
-    def other_grades(self, answers: Sequence[str], examples: Sequence[Example]) -> Mapping[str, Bool[np.ndarray, " n"]]:
-        return hosts.told(lambda: self._task.other_grades(answers, examples))
+    def findings(self, answers: Sequence[str], examples: Sequence[Example]) -> Mapping[str, Bool[np.ndarray, " n"]]:
+        return hosts.told(lambda: self._task.findings(answers, examples))
 
     def agree(self, a: Sequence[str], b: Sequence[str], examples: Sequence[Example]) -> Bool[np.ndarray, " n"] | None:
         return hosts.told(lambda: self._task.agree(a, b, examples))
@@ -142,10 +142,10 @@ class Lab:
         """Which answers are right."""
         return self.task.grade([a.text for a in answers], [self.examples[a.example_id] for a in answers])
 
-    def other_accuracies(self, answers: Sequence[Answer]) -> dict[str, float]:
-        """Share of right answers by the task's other graders, by name."""
-        grades = self.task.other_grades([a.text for a in answers], [self.examples[a.example_id] for a in answers])
-        return {name: float(np.mean(right)) for name, right in grades.items()}
+    def findings(self, answers: Sequence[Answer]) -> dict[str, float]:
+        """Shares of the answers that other graders of the task take, and that failed, by name."""
+        found = self.task.findings([a.text for a in answers], [self.examples[a.example_id] for a in answers])
+        return {name: float(np.mean(those)) for name, those in found.items()}
 
     def grade_labels(self, labels: Sequence[Label]) -> Bool[np.ndarray, " n"] | None:
         """Which labels are right."""

@@ -63,9 +63,9 @@ def interval(ends: Sequence[float] | None, sign: str = "") -> str:
     return "" if ends is None else f" [{ends[0] * 100:{sign}.1f},{ends[1] * 100:{sign}.1f}]"
 
 
-def others(accuracies: Mapping[str, float] | None) -> str:
+def shares(found: Mapping[str, float] | None) -> str:
     """{"strict": 0.41} as `strict 41.0%`."""
-    return ", ".join(f"{name} {percent(value)}" for name, value in (accuracies or {}).items()) or "–"
+    return ", ".join(f"{name} {percent(value)}" for name, value in (found or {}).items()) or "–"
 
 
 def headline(entry: Row) -> list[str]:
@@ -133,7 +133,7 @@ def render(
     environment.filters |= {
         "percent": percent,
         "interval": interval,
-        "others": others,
+        "shares": shares,
         "headline": headline,
         "difference": difference,
         "report_card": report_card,

@@ -27,7 +27,7 @@ FIELDS = (
     "test_interval",
     "test_size",
     "test_right",
-    "other_accuracies",
+    "findings",
     "supervisor_accuracy",
     "label_accuracy",
     "labels",
@@ -138,10 +138,10 @@ def write(workdirs: Sequence[str | Path], out: str | Path | None = None) -> Path
 
 
 def _plain(row: Row) -> Row:
-    """The row with what is inside a field taken apart: the ends of the interval, accuracies by the graders' names."""
+    """The row with what is inside a field taken apart: the ends of the interval, what else was found of test answers."""
     low, high = row["test_interval"] or (None, None)
-    others = {f"test_accuracy.{name}": value for name, value in (row["other_accuracies"] or {}).items()}
-    left = {key: value for key, value in row.items() if key not in ("test_interval", "other_accuracies")}
+    others = {f"findings.{name}": value for name, value in (row["findings"] or {}).items()}
+    left = {key: value for key, value in row.items() if key not in ("test_interval", "findings")}
     return {**left, "test_low": low, "test_high": high, **others}
 
 

@@ -25,7 +25,7 @@ Round = Mapping[str, Any]
 BLANK = dict.fromkeys(
     ("label_accuracy", "labels", "label_file", "evaluator_accuracy", "evaluator_pairs", "agreed", "unread", "compared", "preferences")
     + ("replaced", "threshold", "flows", "audit", "supervisor_accuracy")
-    + ("test_accuracy", "test_interval", "test_size", "test_right", "test_measure", "unanswered", "answers", "other_accuracies")
+    + ("test_accuracy", "test_interval", "test_size", "test_right", "test_measure", "unanswered", "answers", "findings")
 )
 
 
@@ -223,7 +223,7 @@ def _test_row(lab: Lab, answers: list[Answer], artifact: Artifact) -> Round:
     row = {"test_accuracy": interval.mean, "test_interval": [interval.low, interval.high], "test_size": len(told)}
     row |= {"test_measure": "accuracy" if lab.has_grader else "win rate", "answers": lab.relative(artifact, "answers.jsonl")}
     row["test_right"] = worth.tolist() if len(told) == len(worth) else None
-    return row | {"other_accuracies": lab.other_accuracies(answers)}
+    return row | {"findings": lab.findings(answers)}
 
 
 def _worth(lab: Lab, answers: list[Answer]) -> Shaped[np.ndarray, " n"]:

@@ -48,14 +48,14 @@ def test_hostile_labels_stay_text(workdir):
     assert parsed.words.count(HOSTILE) >= 2  # the method's name and a config value: shown, as text
 
 
-def test_accuracies_by_other_graders_stand_in_the_rows(workdir):
-    assert page.others(None) == page.others({}) == "–" and page.others({"strict": 0.41, "x": 1.0}) == "strict 41.0%, x 100.0%"
+def test_what_else_was_found_of_test_answers_stands_in_the_rows(workdir):
+    assert page.shares(None) == page.shares({}) == "–" and page.shares({"strict": 0.41, "x": 1.0}) == "strict 41.0%, x 100.0%"
     path = workdir / "runs" / "ilr-seed0.json"
     run = read_json(path)
-    run["rounds"][-1]["other_accuracies"] = {"strict": 0.1234}
+    run["rounds"][-1]["findings"] = {"strict": 0.1234}
     path.write_text(json.dumps(run))
     assert report.write([workdir]).read_text().count("strict 12.3%") == 1
-    assert {"strict": 0.1234} in [row["other_accuracies"] for row in read_json(workdir / "results.json")["rows"]]
+    assert {"strict": 0.1234} in [row["findings"] for row in read_json(workdir / "results.json")["rows"]]
 
 
 def test_the_policy_lets_only_the_pages_own_script_run(workdir):

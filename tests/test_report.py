@@ -57,13 +57,13 @@ def test_the_labels_of_dpo_are_those_of_round_0(workdir):
 def test_results_as_a_table(workdir):
     path = workdir / "runs" / "ilr-seed0.json"
     run = read_json(path)
-    run["rounds"][-1]["other_accuracies"] = {"strict": 0.125}
+    run["rounds"][-1]["findings"] = {"strict": 0.125}
     path.write_text(json.dumps(run))
     with open(report.write([workdir]).with_name("results.csv"), newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(read_json(workdir / "results.json")["rows"])
     row = row_of(rows, method="ilr", round="2")
-    assert [row[name] for name in ("test_accuracy", "test_low", "test_high", "test_accuracy.strict")] == ["0.61", "0.57", "0.65", "0.125"]
+    assert [row[name] for name in ("test_accuracy", "test_low", "test_high", "findings.strict")] == ["0.61", "0.57", "0.65", "0.125"]
     assert row["replaced"] == "1" and row_of(rows, method="dpo", round="1")["replaced"] == "" and "test_interval" not in row
 
 

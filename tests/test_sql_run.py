@@ -36,7 +36,9 @@ def test_the_method_runs_on_sql_and_records_both_graders(tiny_config, tmp_path, 
     rounds.run(config, workdir)
     record = read_json(workdir / "runs" / "ilr-seed0.json")
     first, last = record["rounds"]
-    assert (first["test_accuracy"], first["other_accuracies"]) == (0.5, {"strict": 0.5}) and first["supervisor_accuracy"] == 0.5
+    assert (first["test_accuracy"], first["findings"]) == (0.5, {"strict": 0.5, "error": 0.25, "timeout": 0.0, "too large": 0.0}) and first[
+        "supervisor_accuracy"
+    ] == 0.5
     right = round(first["label_accuracy"] * first["labels"])
     assert 0 < right < first["labels"] == 12 and last["label_accuracy"] == 1.0
     assert (last["agreed"], last["replaced"], last["flows"]["wrong_to_right"]) == (right, 12 - right, 12 - right)
@@ -52,7 +54,7 @@ def test_small_models_are_trained_on_sql_and_what_they_write_is_run(tiny_config,
     rounds.run(config, workdir)
     first, last = read_json(workdir / "runs" / "ilr-seed0.json")["rounds"]
     assert first["labels"] == 8 and first["label_accuracy"] == last["label_accuracy"] == 1.0
-    assert (first["test_accuracy"], first["other_accuracies"]) == (0.0, {"strict": 0.0})  # eight bytes of a random model are no SQL
+    assert first["test_accuracy"] == 0.0 and first["findings"]["error"] == 1.0  # eight bytes of a random model are no SQL
     assert last["compared"] == 8 and last["replaced"] == 0
     (answers,) = (workdir / "stages").glob("test-*/answers.jsonl")  # labels that stay make no other model
     assert len(read_rows(answers, Answer)) == 4

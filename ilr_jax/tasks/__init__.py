@@ -53,8 +53,8 @@ class Task(Protocol):
         """
         ...
 
-    def other_grades(self, answers: Sequence[str], examples: Sequence[Example]) -> Mapping[str, Bool[np.ndarray, " n"]]:
-        """The answers by other graders that are reported beside `grade`, by name; empty if there are none."""
+    def findings(self, answers: Sequence[str], examples: Sequence[Example]) -> Mapping[str, Bool[np.ndarray, " n"]]:
+        """What is reported of answers beside `grade`, by name: whether another grader takes them, how they failed; or nothing."""
         ...
 
     def agree(self, a: Sequence[str], b: Sequence[str], examples: Sequence[Example]) -> Bool[np.ndarray, " n"] | None:

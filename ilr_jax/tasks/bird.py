@@ -28,6 +28,7 @@ GRADERS = ("official", "strict")
 PATH = "ILR_BIRD_PATH"
 
 Verdict = Literal["correct", "wrong", "error", "timeout", "too large"]
+FAILURES = ("error", "timeout", "too large")
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,11 @@ class TextToSQL:
         """Whether each answer's SQL returns what the reference's does; one that fails is wrong."""
         return self._grades(answers, examples, self.grader)
 
-    def other_grades(self, answers: Sequence[str], examples: Sequence[Example]) -> dict[str, Bool[np.ndarray, " n"]]:
-        """The same by the grader that does not count."""
-        return {grader: self._grades(answers, examples, grader) for grader in GRADERS if grader != self.grader}
+    def findings(self, answers: Sequence[str], examples: Sequence[Example]) -> dict[str, Bool[np.ndarray, " n"]]:
+        """The same by the grader that does not count, and which answers came to no rows that could be compared, and why not."""
+        others = {grader: self._grades(answers, examples, grader) for grader in GRADERS if grader != self.grader}
+        verdicts = self.verdicts(answers, examples)
+        return others | {failure: np.array([verdict == failure for verdict in verdicts], bool) for failure in FAILURES}
 
     def _grades(self, answers: Sequence[str], examples: Sequence[Example], grader: str) -> Bool[np.ndarray, " n"]:
         return np.array([verdict == "correct" for verdict in self.verdicts(answers, examples, grader)], dtype=bool)

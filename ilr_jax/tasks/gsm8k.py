@@ -71,7 +71,7 @@ class Grading:
         pairs = [(read(x), read(y)) for x, y, _ in zip(a, b, examples, strict=True)]
         return np.array([x is not None and x == y for x, y in pairs], dtype=bool)
 
-    def other_grades(self, answers: Sequence[str], examples: Sequence[Example]) -> dict[str, Bool[np.ndarray, " n"]]:
+    def findings(self, answers: Sequence[str], examples: Sequence[Example]) -> dict[str, Bool[np.ndarray, " n"]]:
         """None: the released grader is there to compare with published figures, not to be reported beside the other."""
         return {}
 

@@ -42,7 +42,7 @@ class OwnData:
         """Whether each answer is right; where there is no reference, none is."""
         return self.grader.grade(answers, examples)
 
-    def other_grades(self, answers: Sequence[str], examples: Sequence[Example]) -> dict[str, Bool[np.ndarray, " n"]]:
+    def findings(self, answers: Sequence[str], examples: Sequence[Example]) -> dict[str, Bool[np.ndarray, " n"]]:
         """None: one grader was chosen."""
         return {}
 

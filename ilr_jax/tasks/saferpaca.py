@@ -36,8 +36,8 @@ class SaferPaca:
     def grade(self, answers: Sequence[str], examples: Sequence[Example]) -> None:
         """None: there is no right answer, only a better one."""
 
-    def other_grades(self, answers: Sequence[str], examples: Sequence[Example]) -> dict[str, Any]:
-        """No other grader either."""
+    def findings(self, answers: Sequence[str], examples: Sequence[Example]) -> dict[str, Any]:
+        """None: without a grader there is nothing to find."""
         return {}
 
     def agree(self, a: Sequence[str], b: Sequence[str], examples: Sequence[Example]) -> None:
