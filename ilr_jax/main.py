@@ -5,8 +5,10 @@ Every field of the config is a flag, `--config.rounds=3`; a misspelt one is an e
 """
 
 import os
+import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -76,7 +78,6 @@ def leave(code: int) -> NoReturn:
 def parse(argv: list[str]) -> None:
     """Set the flags. ValueError for one that is unknown, missing or bad, and for a field that the config does not have."""
     app.define_help_flags()
-    flags.mark_flags_as_required(["config", "workdir"])
     _set(flags.FLAGS, argv)
 
 
@@ -85,14 +86,20 @@ def config_of(words: Sequence[str]) -> tuple[Config, str]:
     values, argv = flags.FlagValues(), ["ilr run", *words]
     config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
     flags.DEFINE_string("workdir", None, "as of a run", flag_values=values)
-    flags.mark_flags_as_required(["config", "workdir"], values)
     _set(values, argv)
     return values.config, values.workdir
 
 
 def _set(values: flags.FlagValues, argv: list[str]) -> None:
+    lacking = [f"--{name}" for name in ("config", "workdir") if not any(re.match(f"--?{name}(=|$)", word) for word in argv)]
+    lacks = ValueError(f"wanted {' and '.join(lacking)}, as in --config=configs/quickstart.py --workdir=runs/mine") if lacking else None
+    for path in (word.partition("=")[2].partition(":")[0] for word in argv if re.match("--?config=", word)):
+        if not Path(path).is_file():
+            raise ValueError(f"--config={path}: no such file")
     try:
         rest = values(argv)[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise lacks or ValueError(f"{error}; a field of the config is given as --config.FIELD=VALUE, configs/base.py lists them") from error
     except flags.Error as error:
         raise ValueError(f"{error}; see --help") from error
     except (AttributeError, KeyError, TypeError) as error:
@@ -101,6 +108,8 @@ def _set(values: flags.FlagValues, argv: list[str]) -> None:
         raise ValueError(f"no such field in the config: {_reason(error)}") from error
     if rest:
         raise ValueError(f"wanted flags (--name=value), got {' '.join(rest)}")
+    if lacks:
+        raise lacks
 
 
 def _raised_by(error: BaseException, *packages: str) -> bool:

@@ -20,7 +20,7 @@ from ilr_jax.models.config import ModelConfig  # noqa: E402
 
 PROMPT = "USER:\n{question}\n\nASSISTANT:\n"
 DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"  # of all days, for templates that ask: prompts must not change overnight
-OTHERWISE = "use the folder of a chat model with another template, or template='plain'"
+OTHERWISE = "use a model that comes with one, or template='plain'"
 TURN = re.compile(r"\n\n(ASSISTANT|USER):\n")  # begins every turn of a dialogue but the first, the user's
 COMPARISON = (
     "USER:\n{question}\n\nANSWER (A):\n{a}\n\nANSWER (B):\n{b}\n\n"
@@ -72,7 +72,7 @@ class Tokenizer:
         try:
             self._tokenizer.chat_template = self.chat_template = DATE + self._tokenizer.get_chat_template()
         except ValueError as error:
-            raise ValueError(f"{self.folder}: wanted a chat template for template='chat', got none; {OTHERWISE}\n  {error}") from error
+            raise ValueError(f"{self.folder}: wanted a chat template, got none; {OTHERWISE}\n  {error}") from error
         asked = {"role": "user", "content": "question"}
         (prompt,), (whole,) = self._rendered([[asked]]), self._rendered([[asked, {"role": "assistant", "content": "answer"}]], False)
         behind, special = whole[len(prompt) :], set(self._tokenizer.all_special_ids)

@@ -95,9 +95,10 @@ BAD = {
         "wanted some of sft, ilr, naive, dpo, sft_chosen, dpo_pairs, weak; got 'irl'; did you mean 'ilr'",
     ),
     "bad flag value": (lambda *_: ["--config.rounds=three"], "flag --config.rounds=three"),
-    "unknown flag": (lambda *_: ["--rounds=3"], "Unknown command line flag 'rounds'"),
+    "unknown flag": (lambda *_: ["--rounds=3"], "a field of the config is given as --config.FIELD=VALUE"),
     "no flag": (lambda *_: ["rounds=3"], "wanted flags (--name=value), got rounds=3"),
-    "missing config": (lambda *_: ["--config=no/such.py"], "no/such.py"),
+    "empty workdir": (lambda *_: ["--workdir="], "wanted a folder, got an empty name"),
+    "missing config": (lambda *_: ["--config=no/such.py"], "--config=no/such.py: no such file"),
     "missing tensor": (with_tensors(lambda t: t.pop("model.norm.weight")), "model.norm.weight: missing, wanted shape (32,)"),
     "extra tensor": (with_tensors(lambda t: t.update(odd=np.zeros(3, np.float32))), "odd: not part of this model"),
     "misshapen tensor": (
@@ -234,3 +235,13 @@ def test_a_process_that_failed_or_was_interrupted_ends_on_the_spot(monkeypatch, 
     with pytest.raises(Ended) as seen:
         main.leave(code)
     assert seen.value.args == (ends, code)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), [([], "--config and --workdir"), (["--workdir=x"], "wanted --config,"), (["--config.seed=1"], "--config")]
+)
+def test_what_a_command_lacks_is_named(words, message, capsys):
+    with flagsaver.flagsaver():
+        assert main.run(["ilr run", *words]) == 2
+    said = capsys.readouterr().err
+    assert message in said and "as in --config=configs/quickstart.py --workdir=runs/mine" in said and said.count("\n") == 1

@@ -111,7 +111,7 @@ def test_an_answer_ends_as_the_template_ends_it(tmp_path):
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        (None, "wanted a chat template .*'plain'\n  .*chat_template is not set"),
+        (None, "wanted a chat template, got none; .*'plain'\n  .*chat_template is not set"),
         ("{{ messages[0]['content'] ", "its chat template does not take 1 turns .*'plain'\n  unexpected end of template"),
         ("{{ raise_exception('alternate, please') }}", "'plain'\n  alternate, please"),
         ("{{ messages | sum(start=1) }}", "'plain'\n  unsupported operand"),

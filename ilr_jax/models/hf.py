@@ -40,6 +40,8 @@ def resolve(source: str | Path, patterns: Sequence[str] = (*WEIGHTS, *ASIDE)) ->
     """
     if Path(source).is_dir():
         return Path(source)
+    if str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:  # what no name on the Hub can be
+        raise ValueError(f"{str(source)!r}: no such folder; wanted a model's folder, or its name on the Hugging Face Hub, OWNER/NAME")
     try:
         return Path(snapshot_download(str(source), allow_patterns=[*patterns]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:

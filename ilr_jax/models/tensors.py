@@ -110,8 +110,12 @@ def write(folder: Path, stem: str, tensors: Iterable[tuple[str, np.ndarray]], li
 
     def flush() -> None:
         groups.append({name: array.nbytes for name, array in pending.items()})
+        path = folder / f"{len(groups)}.part"
+        path.touch()
+        mode = path.stat().st_mode
         # One metadata key only: with several, the bytes of the file would depend on the process.
-        save_file(pending, folder / f"{len(groups)}.part", metadata={"format": "pt"})
+        save_file(pending, path, metadata={"format": "pt"})
+        path.chmod(mode)  # as any new file's: safetensors lets nobody else read what it writes
         pending.clear()
 
     for name, array in tensors:

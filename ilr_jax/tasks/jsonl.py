@@ -85,9 +85,10 @@ class Split:
         """The row's own id, else its number, which stays when its text changes; test ids begin with `test-`."""
         if "id" not in self.names:
             return f"{self.name}-{number:05d}"
-        name = values.get("id")
+        if (name := values.get("id")) is None:
+            raise ValueError("has no id, which other rows have; give it one, or none to any (task.columns='id=')")
         if isinstance(name, bool) or not isinstance(name, str | int) or not str(name).strip():
-            raise ValueError(f"id: wanted text or a whole number, got {'null' if name is None else repr(name)}")
+            raise ValueError(f"id: wanted text or a whole number, got {name!r}")
         return f"test-{name}" if self.name == "test" else str(name)
 
 

@@ -99,7 +99,7 @@ def test_all_faults_come_in_one_message_in_the_order_of_the_files(tmp_path):
         ["F:3:", "wanted question and answer as in the other rows, got id, prompt, completion"],
         ["F:4:", "wanted question and answer as in the other rows, got id, question"],
         ["F:5:", "the id '1' stands at F:1 too; give every row its own"],
-        ["F:6:", "id: wanted text or a whole number, got null"],
+        ["F:6:", "has no id, which other rows have; give it one, or none to any (task.columns='id=')"],
         ["F:7:", "question: wanted text, got null"],
         ["F:8:", "the answer is empty"],
         ["F:9:", "trusted: wanted true or false, got 'perhaps'"],
