@@ -65,7 +65,9 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("workdir", metavar="WORKDIR", help="folder of an experiment")
     verb = _verb(verbs, "export", export, "labels or a model of a run", "ilr export runs/gsm8k --method ilr --labels labels.jsonl")
     _add_export_arguments(verb)
-    verb = _verb(verbs, "demo", demo, "the quickstart: every method on the embedded task, then the report", "ilr demo --workdir runs/quickstart")
+    verb = _verb(
+        verbs, "demo", demo, "the quickstart: every method on the embedded task, then the report", "ilr demo --workdir runs/quickstart"
+    )
     verb.add_argument("--workdir", default="runs/quickstart", metavar="DIR", help="default: %(default)s; the same command continues there")
     verb.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
     _verb(verbs, "env", env, "versions and devices, for bug reports", "ilr env")
