@@ -36,6 +36,7 @@ def test_round_trip_is_exact(saved):
 
 def test_files_are_those_of_peft(saved):
     _, folder = saved
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # whoever may read the settings may read the weights
     fields = json.loads((folder / "adapter_config.json").read_text())
     assert (fields["r"], fields["lora_alpha"], fields["base_model_name_or_path"]) == (4, 6, "org/base")
     names = load_file(folder / "adapter_model.safetensors")
