@@ -125,9 +125,7 @@ def _feedback(config: ConfigDict) -> None:
 
     config.oracle = ConfigDict()
     config.oracle.error = 0.0  # share of an oracle's verdicts that are turned round: the dial of its unreliability
-    config.oracle.capped = (
-        False  # hold feedback=oracle to alpha, and in DPO to dpo.share, too (docs/design.md: what the released code does)
-    )
+    config.oracle.capped = False  # hold feedback=oracle to alpha too, in DPO to dpo.share (the released code: docs/design.md)
 
 
 def _judges(config: ConfigDict) -> None:

@@ -200,6 +200,7 @@ def chart(rows: Sequence[Row], field: str, across: str = "round") -> str:
         return ""
 
     def draw(axes: Any) -> None:
+        """Every series, and its seeds where it is a curve."""
         from matplotlib.ticker import MaxNLocator
 
         axes.set_xlabel(ACROSS[across])

@@ -51,8 +51,7 @@ Build = Callable[[Path], Mapping[str, Any] | None]
 
 
 class Store:
-    """The artifacts under `root`, or in a bucket (`mirror`). Before its first use by a store every file's SHA-256 is checked, afterwards
-    the sizes are.
+    """The artifacts under `root`, or in a bucket (`mirror`). Before its first use a file's SHA-256 is checked, afterwards its size is.
 
     Of several processes that build together, one `leads` and writes; `told(ask)` is what `ask()` is in that one (`hosts.told`).
     """

@@ -109,6 +109,7 @@ def write(folder: Path, stem: str, tensors: Iterable[tuple[str, np.ndarray]], li
     pending: dict[str, np.ndarray] = {}
 
     def flush() -> None:
+        """Write what is pending as a file, which gets its name once their number is known."""
         groups.append({name: array.nbytes for name, array in pending.items()})
         path = folder / f"{len(groups)}.part"
         path.touch()
