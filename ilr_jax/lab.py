@@ -157,6 +157,11 @@ class Lab:
         assert grades is not None
         return grades
 
+    def flags(self, texts: Sequence[str], examples: Sequence[Example]) -> list[bool | None]:
+        """Whether each text is right, None where there is no reference or grader: for what is kept for people to read."""
+        grades = self.task.grade(texts, examples)
+        return [None if grades is None or e.reference is None else bool(grades[i]) for i, e in enumerate(examples)]
+
     # How answers are made.
 
     def beam(self) -> BeamSettings:
@@ -220,8 +225,7 @@ class Lab:
         By the rule 'filter' nothing stands after an accepted one.
         """
         examples = [self.examples[d.example_id] for d in decisions]
-        graded = [self.task.grade([getattr(d, side) for d in decisions], examples) for side in ("before", "proposal")]
-        was, would = ([None if side is None or e.reference is None else bool(side[i]) for i, e in enumerate(examples)] for side in graded)
+        was, would = (self.flags([getattr(d, side) for d in decisions], examples) for side in ("before", "proposal"))
         after = [d.before if not d.accepted else "" if rule == "filter" else d.proposal for d in decisions]
         return audit.audited(decisions, examples, after, was, would)
 

@@ -103,7 +103,7 @@ def difference(entry: Row) -> str:
 
 def report_card(entry: Row) -> list[str]:
     """An evaluator's card as the cells under CARD, a share with what it is of."""
-    of = lambda share, n: f"{percent(entry[share])} of {entry[n]}"
+    of = lambda share, n: "–" if entry[share] is None else f"{percent(entry[share])} of {entry[n]}"
     return [
         entry["series"],
         str(entry["comparisons"]),
@@ -214,11 +214,11 @@ def chart(rows: Sequence[Row], field: str, across: str = "round") -> str:
 
 
 def reliability(rows: Sequence[Row], cards: Sequence[Row]) -> str:
-    """Score against the share of right proposals, a curve per card, as SVG text; empty if nothing says what is right."""
+    """Score against the share of right second answers, a curve per card, as SVG text; empty if nothing says what is right."""
     known = [entry for entry in cards if entry["calibration"]]
 
     def draw(axes: Any) -> None:
-        axes.set(xlabel="score", ylabel="proposal right", xlim=(0, 1), ylim=(0, 1))
+        axes.set(xlabel="score", ylabel="second answer right", xlim=(0, 1), ylim=(0, 1))
         axes.plot((0, 1), (0, 1), color=INK, linewidth=1, linestyle=":")
         for entry in known:
             _, scores, right = zip(*entry["calibration"], strict=True)

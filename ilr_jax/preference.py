@@ -5,6 +5,7 @@ From: paper appendix (SFT + DPO).
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,13 @@ from ilr_jax import dpo, feedback
 from ilr_jax.files import read_rows, write_rows
 from ilr_jax.lab import Facts, Lab
 from ilr_jax.refine import judge, pairs
+from ilr_jax.refine.card import card
 from ilr_jax.stages import answer, answers_of
 from ilr_jax.types import Artifact, Comparison, Example, Pair
 
 
 def prefer(lab: Lab, policy: Artifact, evaluator: Artifact | None, r: int) -> tuple[list[Pair], Facts]:
-    """The round's preferences out of the policy's own samples, and how often the evaluator was right about them."""
+    """The round's preferences out of the policy's own samples, and what was asked: how much, how often rightly, and the file of it."""
     c = lab.config.dpo
     how, purpose = lab.sampled(c.temperature, c.samples), f"dpo-samples-{r}"
     sampled = answer(lab.bench, lab.model("strong"), "dpo-samples", [lab.d2], how, policy, purpose=purpose)
@@ -37,29 +39,31 @@ def prefer(lab: Lab, policy: Artifact, evaluator: Artifact | None, r: int) -> tu
         return facts
 
     artifact = lab.bench.run("preferences", settings, inputs, build)
-    return read_rows(Path(artifact.folder) / "preferences.jsonl", Pair), artifact.manifest["metrics"]
+    facts = {**artifact.manifest["metrics"], "comparisons": lab.relative(artifact, "comparisons.jsonl")}
+    return read_rows(Path(artifact.folder) / "preferences.jsonl", Pair), facts
 
 
 def _preferences(
     lab: Lab, compared: Sequence[tuple[Example, str, str]], evaluator: Artifact | None
 ) -> tuple[list[Pair], Facts, list[Comparison]]:
-    """The surest comparisons as preferences, counts, and all that got a verdict with both orders' scores (none of an oracle)."""
+    """The surest comparisons as preferences, counts, and all that got a verdict, with what is right."""
     c, (examples, a, b) = lab.config, (list(column) for column in zip(*compared, strict=True))
     ids, prompts = [e.id for e in examples], [e.prompt for e in examples]
-    a_right, b_right = lab.task.grade(a, examples), lab.task.grade(b, examples)
-    answered: list[Comparison] = []
     if evaluator is None:
         turned, is_a, is_b = judge.flipped(ids, a, b, c.oracle.error, c.seed), lab.right(a, examples), lab.right(b, examples)
         said_a, said_b = np.where(turned, is_b, is_a), np.where(turned, is_a, is_b)
         share = c.dpo.share if c.oracle.capped else 1.0
-        scores, chosen = 0.5 + (said_b.astype(float) - said_a) / 2, pairs.oracle_preferences(compared, said_a, said_b, c.seed, share)
+        chosen = pairs.oracle_preferences(compared, said_a, said_b, c.seed, share)
+        rows = zip(ids, prompts, a, b, (0.5 + (said_b.astype(float) - said_a) / 2).tolist(), strict=True)
+        comparisons = [Comparison(i, prompt, x, y, None, None, score) for i, prompt, x, y, score in rows]
     else:
         comparisons = judge.symmetric_score(feedback.score_fn(lab, evaluator), ids, prompts, a, b, c.dpo.scoring)
-        answered = [x for x in comparisons if x is not None]
-        scores, chosen = judge.scores_of(comparisons), pairs.confident_preferences(answered, c.seed, c.dpo.share)
-    right, n = judge.evaluator_accuracy(scores, a_right, b_right)
-    facts = {"compared": len(compared), "preferences": len(chosen), "unanswered": int(np.isnan(scores).sum())}
-    return chosen, {**facts, "evaluator_accuracy": right, "evaluator_pairs": n}, answered
+        chosen = pairs.confident_preferences([x for x in comparisons if x is not None], c.seed, c.dpo.share)
+    graded = zip(comparisons, lab.flags(a, examples), lab.flags(b, examples), strict=True)
+    answered = [replace(x, a_correct=a_right, b_correct=b_right) for x, a_right, b_right in graded if x is not None]
+    found = card(answered) or {}
+    facts = {"compared": len(compared), "preferences": len(chosen), "unanswered": len(compared) - len(answered)}
+    return chosen, {**facts, "evaluator_accuracy": found.get("accuracy"), "evaluator_pairs": found.get("pairs", 0)}, answered
 
 
 def optimise(lab: Lab, policy: Artifact, preferences: Sequence[Pair]) -> Artifact:

@@ -17,8 +17,8 @@ from rich.text import Text
 
 from ilr_jax import metrics, page
 from ilr_jax.files import encode, explained, flat, read_json, read_rows, write_bytes, write_csv
-from ilr_jax.refine.card import card
-from ilr_jax.types import Audit
+from ilr_jax.refine.card import asked, card, replacements
+from ilr_jax.types import Audit, Comparison
 
 BASELINE = "sft"
 RIVALS = ("dpo", "dpo_pairs", "sft_chosen", "naive", "sft")  # what ILR is compared with
@@ -34,6 +34,7 @@ FIELDS = (
 )
 FIELDS += ("test_measure", "unanswered", "evaluator_accuracy", "evaluator_pairs", "agreed", "unread", "compared", "preferences", "replaced")
 FIELDS += ("threshold", "seconds", "training_flops")
+KEPT = ("audit", "comparisons", "answers")  # files that a row names
 
 Row = dict[str, Any]
 
@@ -94,12 +95,21 @@ def differences(rows: Sequence[Row]) -> list[Row]:
     return found
 
 
+def decisions(rows: Sequence[Row]) -> list[list[Audit]]:
+    """What each row's round decided about labels; of a method that leaves them alone, nothing."""
+    return [read_rows(Path(row["audit"]), Audit) if row["audit"] else [] for row in rows]
+
+
 def cards(rows: Sequence[Row], audits: Sequence[Sequence[Audit]]) -> list[Row]:
     """The report card (`refine.card`) of each series' evaluator, on the comparisons of all rounds and seeds; `audits` are of the rows."""
-    asked: dict[str, list[Audit]] = {}
-    for row, audit in zip(rows, audits, strict=True):
-        asked.setdefault(row["series"], []).extend(audit)
-    return [{"series": name, **found} for name, audit in asked.items() if (found := card(audit))]
+    made = []
+    for name in dict.fromkeys(row["series"] for row in rows):
+        mine = [(row, audit) for row, audit in zip(rows, audits, strict=True) if row["series"] == name]
+        decided = [decision for _, audit in mine for decision in audit]
+        sampled = [x for row, _ in mine if row["comparisons"] for x in read_rows(Path(row["comparisons"]), Comparison)]
+        if found := card(asked(decided) + sampled):
+            made.append({"series": name, **found, **replacements(decided)})
+    return made
 
 
 def table(rows: Sequence[Row]) -> Table:
@@ -124,10 +134,10 @@ def write(workdirs: Sequence[str | Path], out: str | Path | None = None) -> Path
     rows, folder = collect(workdirs), Path(out or (workdirs[0] if len(_short_names(workdirs)) == 1 else "."))
     summary = summarise(rows)
     backgrounds = [_background(path, name) for path, name in _short_names(workdirs).items()]
-    audits = [read_rows(Path(row["audit"]), Audit) if row["audit"] else [] for row in rows]
+    audits = decisions(rows)
     made = {"summary": summary, "differences": differences(rows), "cards": cards(rows, audits)}
     text = page.render(rows, audits, backgrounds, **made)
-    moved = lambda row: {file: row[file] and os.path.relpath(row[file], folder) for file in ("audit", "answers")}
+    moved = lambda row: {file: row[file] and os.path.relpath(row[file], folder) for file in KEPT}
     kept = [{key: value for key, value in row.items() if key != "test_right"} | moved(row) for row in rows]
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -159,7 +169,7 @@ def _rows(folder: str, name: str, run: Mapping[str, Any]) -> Iterator[Row]:
         flows, spent = entry.get("flows") or {}, spent + (entry.get("compared") or 0)
         row = head | {"round": entry["round"], "spent": spent} | {field: entry.get(field) for field in FIELDS}
         row |= {flow: flows.get(flow) for flow in page.FLOWS}
-        yield row | {file: entry.get(file) and os.path.join(folder, entry[file]) for file in ("audit", "answers")}
+        yield row | {file: entry.get(file) and os.path.join(folder, entry[file]) for file in KEPT}
 
 
 def _background(folder: str, name: str) -> Row:

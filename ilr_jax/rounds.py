@@ -24,7 +24,7 @@ from ilr_jax.types import Answer, Artifact, Config, Label, Pair
 Round = Mapping[str, Any]
 BLANK = dict.fromkeys(
     ("label_accuracy", "labels", "label_file", "evaluator_accuracy", "evaluator_pairs", "agreed", "unread", "compared", "preferences")
-    + ("replaced", "threshold", "flows", "audit", "supervisor_accuracy")
+    + ("replaced", "threshold", "flows", "audit", "comparisons", "supervisor_accuracy")
     + ("test_accuracy", "test_interval", "test_size", "test_right", "test_measure", "unanswered", "answers", "findings")
 )
 

@@ -81,19 +81,21 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What the evaluator said of answers `a` and `b` in both orders.
+    """What the evaluator said of answers `a` and `b` in both orders, and which of them are right, null where nothing says so.
 
-    `accept` is P(accept the change to b | a is A, b is B); `reject` is P(reject the change to a | b is A, a is B).
-    `score` is their mean: the symmetric probability that b is better than a (paper section 3).
+    `accept` is P(accept the change to b | a is A, b is B); `reject` is P(reject the change to a | b is A, a is B); null of an oracle, who
+    grades. `score` is their mean: the symmetric probability that b is better than a (paper section 3).
     """
 
     example_id: str
     prompt: str
     a: str
     b: str
-    accept: float
-    reject: float
+    accept: float | None
+    reject: float | None
     score: float
+    a_correct: bool | None = None
+    b_correct: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

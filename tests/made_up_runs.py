@@ -4,11 +4,11 @@ import dataclasses
 import json
 from pathlib import Path
 
-from ilr_jax.types import Audit, Label
+from ilr_jax.types import Audit, Comparison, Label
 
 BLANK = {"label_accuracy": None, "labels": None, "evaluator_accuracy": None, "evaluator_pairs": None, "agreed": None, "compared": None}
 BLANK |= {"unread": None, "preferences": None, "label_file": None}
-BLANK |= {"replaced": None, "threshold": None, "flows": None, "audit": None, "answers": "stages/test-0/answers.jsonl"}
+BLANK |= {"replaced": None, "threshold": None, "flows": None, "audit": None, "comparisons": None, "answers": "stages/test-0/answers.jsonl"}
 BLANK |= {"seconds": 2.5, "training_flops": 1.5e12}
 HOSTILE = "</script><script>alert(1)</script><!-- <b>bold</b>"
 
@@ -57,6 +57,15 @@ def write_refinement(workdir, name, audit):
     return {"audit": f"stages/{name}/audit.jsonl", "label_file": f"stages/{name}/labels.jsonl"}
 
 
+def write_comparisons(workdir, name):
+    """Two samples right and one wrong of one question, compared as DPO does: it flips once, and errs once."""
+    rows = [Comparison("q1", "Question q1?", "#### 7", "#### 8, I think", 0.9, 0.3, 0.6, False, True)]
+    rows += [Comparison("q1", "Question q1?", "#### 7", "#### 8", 0.2, 0.2, 0.2, False, True)]
+    rows += [Comparison("q1", "Question q1?", "#### 8", "#### 8", 0.5, 0.5, 0.5, True, True)]
+    write_rows(write_stage(workdir, name) / "comparisons.jsonl", rows)
+    return f"stages/{name}/comparisons.jsonl"
+
+
 def make_workdir(workdir, seeds=(0,)):
     """sft, ilr of two rounds after round 0, and dpo, for each seed; seed s is s points better everywhere."""
     Path(workdir).mkdir(parents=True, exist_ok=True)
@@ -69,7 +78,8 @@ def make_workdir(workdir, seeds=(0,)):
         first = round_row(0, 0.50 + plus, label_accuracy=0.41, labels=4, label_file=file, supervisor_accuracy=0.432 + plus)
         write_run(workdir, "sft", [first], seed)
         write_run(workdir, "ilr", [first, *_refined_rounds(workdir, seed, plus)], seed)
-        judged = round_row(1, 0.51 + plus, evaluator_accuracy=0.75, evaluator_pairs=100, compared=150)
+        sampled = write_comparisons(workdir, f"preferences-{seed}")
+        judged = round_row(1, 0.51 + plus, evaluator_accuracy=0.75, evaluator_pairs=100, compared=150, comparisons=sampled)
         write_run(workdir, "dpo", [first, judged], seed)
     return Path(workdir)
 

@@ -176,7 +176,9 @@ def refined(workdir: Path) -> tuple[dict, dict, list, dict]:
     row = json.loads((workdir / "runs" / "ilr-seed0.json").read_text())["rounds"][-1]
     labels = [json.loads(line) for line in (workdir / row["label_file"]).read_text().splitlines()]
     names = sorted((path.parent.name.rsplit("-", 1)[0], path.name) for path in workdir.glob("stages/*/*"))
-    figures = {name: value for name, value in row.items() if name not in ("seconds", "model", "answers", "label_file", "audit")}
+    figures = {
+        name: value for name, value in row.items() if name not in ("seconds", "model", "answers", "label_file", "audit", "comparisons")
+    }
     return figures, labels, names, load_file(workdir / row["model"] / "adapters.safetensors")
 
 

@@ -175,7 +175,8 @@ def test_preferences_leave_out_what_got_no_verdict(saferpaca, tmp_path, monkeypa
     lab = Lab(saferpaca(dpo__share=1.0), tmp_path)
     masked = lambda requests: np.ma.masked_array(np.linspace(0, 1, len(requests)), [i == 1 for i in range(len(requests))])
     monkeypatch.setattr(feedback, "score_fn", lambda *_: masked)
-    chosen, facts, _ = preference._preferences(lab, [(e, "one", "two") for e in lab.d2], Artifact("", "", {}))
+    chosen, facts, asked = preference._preferences(lab, [(e, "one", "two") for e in lab.d2], Artifact("", "", {}))
+    assert [(x.example_id, x.a_correct, x.b_correct) for x in asked] == [(p.example_id, None, None) for p in chosen]  # there is no grader
     assert [p.example_id for p in chosen] == [e.id for i, e in enumerate(lab.d2) if i != 1]
     assert (facts["compared"], facts["preferences"], facts["unanswered"], facts["evaluator_pairs"]) == (12, 11, 1, 0)
 

@@ -93,7 +93,8 @@ def test_preferences_between_answers_that_nobody_can_grade(own, tmp_path, monkey
     lab = Lab(own([{**row, "trusted": i < 2} for i, row in enumerate(noisy(6))]), tmp_path)
     monkeypatch.setattr(feedback, "score_fn", lambda *_: lambda requests: [0.5 + (r[1] > r[2]) * 0.4 for r in requests])
     lab.config.dpo.share = 1.0
-    chosen, facts, _ = preference._preferences(lab, [(example, "one", "another") for example in lab.d2], Artifact("", "", {}))
+    chosen, facts, asked = preference._preferences(lab, [(example, "one", "another") for example in lab.d2], Artifact("", "", {}))
+    assert {(x.a_correct, x.b_correct) for x in asked} == {(None, None)}
     assert len(chosen) == facts["preferences"] == 4 and facts["evaluator_accuracy"] is None and facts["evaluator_pairs"] == 0
 
 

@@ -97,7 +97,8 @@ def test_the_evaluators_card_stands_in_the_page_where_one_was_asked(workdir):
     html = report.write([workdir]).read_text()
     assert "Evaluator report card" in html and "<td>100.0% of 4</td>" in html
     assert re.search(r"<figcaption>Calibration</figcaption>.*?>score</text>.*?>ilr</text>", html, re.DOTALL)
-    (workdir / "runs" / "ilr-seed0.json").unlink()
+    for method in ("ilr", "dpo"):
+        (workdir / "runs" / f"{method}-seed0.json").unlink()
     assert "Evaluator report card" not in report.write([workdir]).read_text() and page.reliability([], []) == ""
 
 

@@ -45,8 +45,19 @@ def test_results_file(workdir):
     assert ilr["evaluator_accuracy"] == pytest.approx((0.6 * 10 + 0.8 * 30) / 40)
     assert ilr["difference"] == {"mean": pytest.approx(0.11), "interval": None, "seeds": [0], "over": "seeds"}
     assert row_of(results["summary"], method="sft")["difference"] is None
-    (card,) = results["cards"]
-    assert (card["series"], card["comparisons"], card["pairs"]) == ("ilr", 4, 4) and card["recall"] == 2 / 3 and card["accepts_wrong"] == 0
+    card = row_of(results["cards"], series="ilr")
+    assert (card["comparisons"], card["pairs"]) == (4, 4) and card["recall"] == 2 / 3 and card["accepts_wrong"] == 0
+
+
+def test_the_card_of_preference_optimisation_is_of_the_policys_samples(workdir):
+    report.write([workdir])
+    results = read_json(workdir / "results.json")
+    assert row_of(results["rows"], method="dpo", round=1)["comparisons"] == "stages/preferences-0/comparisons.jsonl"
+    card = row_of(results["cards"], series="dpo")
+    assert (card["comparisons"], card["pairs"], card["accuracy"]) == (3, 2, 0.5) and card["flips"] == pytest.approx(1 / 3)
+    assert card["longer"] == 1.0 and card["longer_right"] == 1.0  # the one pair of different lengths
+    assert card["precision"] is card["accepts_wrong"] is None and card["replaced"] == 0
+    assert page.report_card(card)[3:5] == ["–", "–"]
 
 
 def test_the_labels_of_dpo_are_those_of_round_0(workdir):

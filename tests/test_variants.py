@@ -35,7 +35,8 @@ def variant(tiny_models, tmp_path_factory):
         (workdir / "config.json").unlink(missing_ok=True)
         rounds.run(config, workdir)
         found = {path.stem.removesuffix("-seed0"): read_json(path)["rounds"] for path in sorted((workdir / "runs").iterdir())}
-        return {name: [{**row, "audited": read_audit(workdir, row)} for row in rows] for name, rows in found.items()}
+        read = lambda row: {"audited": count(workdir, row["audit"]), "asked": count(workdir, row["comparisons"])}
+        return {name: [{**row, **read(row)} for row in rows] for name, rows in found.items()}
 
     with pytest.MonkeyPatch.context() as patch:
         every_label_usable(patch)
@@ -44,8 +45,8 @@ def variant(tiny_models, tmp_path_factory):
         yield run
 
 
-def read_audit(workdir: Path, row: dict) -> int:
-    return len((workdir / row["audit"]).read_text().splitlines()) if row["audit"] else 0
+def count(workdir: Path, file: str | None) -> int:
+    return len((workdir / file).read_text().splitlines()) if file else 0
 
 
 def test_two_rounds_and_naive_that_replaces_as_many_as_ilr(variant):
@@ -56,6 +57,7 @@ def test_two_rounds_and_naive_that_replaces_as_many_as_ilr(variant):
     assert all(row["agreed"] + row["unread"] + row["compared"] == row["audited"] == 12 for row in found["ilr"][1:])
     pairs = 12 * quickstart.get_config().dpo.samples // 2
     assert [row["compared"] for row in found["dpo"]] == [None, pairs, pairs] and all(row["preferences"] for row in found["dpo"][1:])
+    assert [row["asked"] for row in found["dpo"]] == [0, pairs, pairs]
 
 
 def test_the_oracle_accepts_what_is_right(variant):
@@ -64,7 +66,8 @@ def test_the_oracle_accepts_what_is_right(variant):
     flows = ilr["flows"]
     assert ilr["replaced"] == flows["wrong_to_right"] + flows["right_to_right"] > 2 and ilr["evaluator_accuracy"] == 1.0
     assert ilr["label_accuracy"] > first["label_accuracy"]
-    assert 0 < found["dpo"][1]["preferences"] < found["dpo"][1]["compared"] and found["dpo"][1]["evaluator_accuracy"] == 1.0
+    dpo = found["dpo"][1]
+    assert 0 < dpo["preferences"] < dpo["compared"] == dpo["asked"] and dpo["evaluator_accuracy"] == 1.0
 
 
 def test_a_capped_oracle_accepts_its_share(variant):

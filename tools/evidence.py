@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from ilr_jax import page, report, sweep
-from ilr_jax.files import read_rows, write_bytes
-from ilr_jax.types import Audit
+from ilr_jax.files import write_bytes
 
 SEEDS = "0,1,2,3,4"
 OUT = Path(__file__).parent.parent / "docs" / "evidence.md"
@@ -139,7 +138,7 @@ def rounds(rows: Sequence[Row]) -> Iterator[str]:
             mine = [row for row in rows if (row["method"], row["round"]) == (method, number)]
             mean = lambda name, mine=mine: None if any(row[name] is None for row in mine) else sum(row[name] for row in mine) / len(mine)
             told = lambda name, unit=1.0, digits=0, mean=mean: "" if (value := mean(name)) is None else f"{value / unit:,.{digits}f}"
-            card = next(iter(report.cards(mine, audits(mine))), {})
+            card = next(iter(report.cards(mine, report.decisions(mine))), {})
             cells = [method, str(number), *(page.percent(mean(name)) for name in ("test_accuracy", "label_accuracy", "evaluator_accuracy"))]
             cells += [page.percent(card.get(name)) for name in ("accepts_wrong", "rejects_right")]
             cells += [page.percent(precision(mine)), page.percent(card.get("recall"))]
@@ -151,11 +150,6 @@ def precision(rows: Sequence[Row]) -> float | None:
     """Of the labels that were replaced, those whose new one is right; None if none was."""
     counts = {flow: sum(row[flow] or 0 for row in rows) for flow in page.FLOWS}
     return (counts["wrong_to_right"] + counts["right_to_right"]) / sum(counts.values()) if any(counts.values()) else None
-
-
-def audits(rows: Sequence[Row]) -> list[list[Audit]]:
-    """The decisions of each row's round."""
-    return [read_rows(Path(row["audit"]), Audit) if row["audit"] else [] for row in rows]
 
 
 def plots(folder: Path) -> dict[str, str]:
@@ -197,7 +191,7 @@ def finished(workdir: Path, methods: str) -> list[Row]:
 def lines(name: str, rows: Sequence[Row]) -> Iterator[str]:
     """A line of the table for each method."""
     ahead = {entry["against"]: entry for entry in report.differences(rows)}
-    cards = {entry["series"]: entry for entry in report.cards(rows, audits(rows))}
+    cards = {entry["series"]: entry for entry in report.cards(rows, report.decisions(rows))}
     for entry in report.summarise(rows):
         mine = [row for row in rows if row["series"] == entry["series"]]
         seeds = len(entry["seeds"])

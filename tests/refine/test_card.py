@@ -4,11 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from ilr_jax.refine.card import card
+from ilr_jax.refine import card as cards
 from ilr_jax.types import Audit
 
 
-def asked(accept, reject, right=(False, True), label="####7", proposal="#### 8", accepted=False, name="q"):
+def card(audit):
+    """Both halves of the card of decisions."""
+    return cards.card(cards.asked(audit)) | cards.replacements(audit)
+
+
+def decided(accept, reject, right=(False, True), label="####7", proposal="#### 8", accepted=False, name="q"):
     after = proposal if accepted else label
     score = (accept + reject) / 2
     return Audit(name, 1, "Question?", label, proposal, after, accepted, "", accept, reject, score, 0.6, *right)
@@ -18,8 +23,14 @@ RIGHT, WRONG = (False, True), (True, False)  # the proposal is the right one; th
 
 
 def test_accuracy_and_both_errors_are_shares_of_their_own_pairs():
-    rows = [asked(0.9, 0.9, RIGHT), asked(0.2, 0.2, RIGHT), asked(0.8, 0.8, WRONG), asked(0.5, 0.5, WRONG), asked(0.1, 0.1, WRONG)]
-    rows += [asked(0.9, 0.9, right) for right in ((True, True), (False, False), (None, None))]  # say nothing of what it should prefer
+    rows = [
+        decided(0.9, 0.9, RIGHT),
+        decided(0.2, 0.2, RIGHT),
+        decided(0.8, 0.8, WRONG),
+        decided(0.5, 0.5, WRONG),
+        decided(0.1, 0.1, WRONG),
+    ]
+    rows += [decided(0.9, 0.9, right) for right in ((True, True), (False, False), (None, None))]  # say nothing of what it should prefer
     found = card(rows)
     assert (found["comparisons"], found["pairs"], found["right_labels"], found["right_proposals"]) == (8, 5, 3, 2)
     assert found["accuracy"] == pytest.approx(2.5 / 5)
@@ -28,7 +39,7 @@ def test_accuracy_and_both_errors_are_shares_of_their_own_pairs():
 
 def test_flips_and_the_liking_for_a_place():
     """accept and reject are both the probability of the proposal, in the second place and in the first."""
-    always_second, fair = asked(0.9, 0.1), asked(0.8, 0.8)
+    always_second, fair = decided(0.9, 0.1), decided(0.8, 0.8)
     assert card([always_second])["flips"] == 1.0 and card([always_second])["second"] == pytest.approx(0.9)
     assert card([fair])["flips"] == 0.0 and card([fair])["second"] == 0.5
     assert card([always_second, fair, fair, fair])["flips"] == 0.25
@@ -36,28 +47,32 @@ def test_flips_and_the_liking_for_a_place():
 
 def test_length_is_told_beside_what_is_right():
     short, long = "#### 1", "a long way to #### 1"
-    rows = [asked(0.9, 0.9, RIGHT, short, long), asked(0.9, 0.9, WRONG, short, long), asked(0.1, 0.1, WRONG, long, short)]
-    rows += [asked(0.9, 0.9, RIGHT, long, short), asked(0.9, 0.9, RIGHT, short, short)]
+    rows = [decided(0.9, 0.9, RIGHT, short, long), decided(0.9, 0.9, WRONG, short, long), decided(0.1, 0.1, WRONG, long, short)]
+    rows += [decided(0.9, 0.9, RIGHT, long, short), decided(0.9, 0.9, RIGHT, short, short)]
     found = card(rows)
     assert found["longer"] == 0.75 and found["longer_right"] == 0.5
 
 
 def test_calibration_is_by_tenths_of_the_score():
-    rows = [asked(1.0, 1.0, RIGHT), asked(0.95, 0.95, WRONG), asked(0.12, 0.12, WRONG), asked(0.3, 0.3, (True, True))]
+    rows = [decided(1.0, 1.0, RIGHT), decided(0.95, 0.95, WRONG), decided(0.12, 0.12, WRONG), decided(0.3, 0.3, (True, True))]
     found = card(rows)
     assert found["calibration"] == [(1, pytest.approx(0.12), 0.0), (2, pytest.approx(0.975), 0.5)]
     assert found["calibration_error"] == pytest.approx((0.12 + 2 * 0.475) / 3)
 
 
 def test_precision_and_recall_of_what_was_replaced():
-    rows = [asked(0.9, 0.9, RIGHT, accepted=True), asked(0.9, 0.9, (True, True), accepted=True), asked(0.9, 0.9, WRONG, accepted=True)]
-    rows += [asked(0.4, 0.4, RIGHT), asked(0.9, 0.9, (None, None), accepted=True)]
+    rows = [
+        decided(0.9, 0.9, RIGHT, accepted=True),
+        decided(0.9, 0.9, (True, True), accepted=True),
+        decided(0.9, 0.9, WRONG, accepted=True),
+    ]
+    rows += [decided(0.4, 0.4, RIGHT), decided(0.9, 0.9, (None, None), accepted=True)]
     found = card(rows)
     assert (found["replaced"], found["replaced_known"], found["precision"], found["recall"]) == (4, 3, pytest.approx(2 / 3), 0.5)
 
 
 def test_without_references_there_are_shares_of_the_comparisons_only():
-    found = card([asked(0.9, 0.1, (None, None)), asked(0.7, 0.9, (None, None))])
+    found = card([decided(0.9, 0.1, (None, None)), decided(0.7, 0.9, (None, None))])
     unknown = {name for name, value in found.items() if value is None}
     assert unknown == {"accuracy", "accepts_wrong", "rejects_right", "longer_right", "calibration_error", "precision", "recall"}
     assert found["flips"] == 0.5 and found["longer"] == 0.75 and found["calibration"] == [] and found["pairs"] == 0
@@ -65,7 +80,9 @@ def test_without_references_there_are_shares_of_the_comparisons_only():
 
 def test_an_oracle_has_a_card_without_orders_and_who_was_not_asked_none():
     """It knows the score only, and naive refinement nothing."""
-    oracle = replace(asked(1.0, 1.0), accept=None, reject=None)
+    oracle = replace(decided(1.0, 1.0), accept=None, reject=None)
     found = card([oracle])
     assert found["accuracy"] == 1.0 and found["rejects_right"] == 0.0 and found["flips"] is found["second"] is None
-    assert card([]) is card([replace(oracle, score=None)]) is None
+    nobody = [replace(oracle, score=None)]
+    assert cards.card([]) is None and cards.asked(nobody) == [] and cards.replacements(nobody) == cards.replacements([])
+    assert cards.replacements([])["precision"] is None and cards.replacements([])["replaced"] == 0
