@@ -156,7 +156,8 @@ def _judges(config: ConfigDict) -> None:
 def _compute(config: ConfigDict) -> None:
     config.compute = ConfigDict()  # how, not what: nothing here changes a result beyond rounding, but for the dtype
     config.compute.dtype = "auto"  # float32 | bfloat16; auto: bfloat16 on accelerators, float32 on CPU
-    config.compute.attention = "auto"  # gemm | xla | cudnn; auto: cudnn on one NVIDIA GPU in bfloat16 (heads up to 128), else gemm
+    config.compute.attention = "auto"  # gemm | xla | cudnn | splash; auto: splash on TPUs (heads of a multiple of 128), cudnn on one
+    # NVIDIA GPU in bfloat16 (heads up to 128), else gemm
     config.compute.remat = "none"  # none | dots | full
     config.compute.microbatches = 1  # parts of a batch that are computed one after another
     config.compute.slots = 64  # rows that are sampled at a time; adapters that answer in one pass share them

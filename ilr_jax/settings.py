@@ -35,7 +35,7 @@ CHOICES = {
     "refine.pick": ("log_prob", "feedback"),
     "refine.rule": ("replace", "filter", "add"),
     "compute.dtype": ("auto", "float32", "bfloat16"),
-    "compute.attention": ("auto", "gemm", "xla", "cudnn"),
+    "compute.attention": ("auto", "gemm", "xla", "cudnn", "splash"),
     "compute.remat": ("none", "dots", "full"),
 }
 SHARE, COUNT, POSITIVE, NOT_NEGATIVE = (0, 1), (1, inf), (1e-30, 1e30), (0, 1e30)

@@ -18,7 +18,7 @@ from ilr_jax import batches, hosts, interruption, sharding, tokenizer
 from ilr_jax.batches import Epochs, Packing, Sample
 from ilr_jax.files import explained, read_rows, write_rows
 from ilr_jax.mirror import Mirror
-from ilr_jax.models import flops, lora
+from ilr_jax.models import backend, flops, lora
 from ilr_jax.models.attention import Implementation
 from ilr_jax.models.config import ModelConfig
 from ilr_jax.models.lora import Lora
@@ -35,7 +35,6 @@ from ilr_jax.train.optimizer import OptimizerConfig
 from ilr_jax.train.steps import Setup
 from ilr_jax.types import Answer, Artifact, Config, Example, Stage
 
-CUDNN = 128  # heads no wider than this, and a multiple of 8, are what every GPU takes that cuDNN's attention runs on
 # Completion positions of every row that meet the vocabulary at a time: the more, the fuller are products with the head, and the more memory
 # their logits take. 16 is best on a CPU; on an H100, 16 instead of 128 made a step of Mistral-7B 5 % longer.
 CHUNK, CHUNK_CPU = 64, 16
@@ -80,37 +79,13 @@ class Bench:
         return self.config.compute.microbatches * sharding.row_multiple(self.layout, groups)
 
     def check(self, models: Sequence[ModelConfig]) -> None:
-        """Raise ValueError for adapters or attention that cannot be: cuDNN needs an NVIDIA GPU, bfloat16 and no wide heads.
-
-        The widest heads are those that `jax.nn.dot_product_attention` takes (jax 0.10): 256 from Hopper on, 128 before.
-        """
+        """Raise ValueError for adapters or attention that cannot be."""
         _ = self.lora  # which refuses layers that are not there
-        if self.config.compute.attention != "cudnn":
-            return
-        if not self._nvidia or self.dtype != "bfloat16":
-            got = f"{jax.default_backend()} and {self.dtype}"
-            raise ValueError(f"compute.attention='cudnn': wanted an NVIDIA GPU and bfloat16, got {got}; use 'gemm' or 'xla'")
-        capability = jax.devices()[0].compute_capability
-        most, widest = 256 if float(capability) >= 9.0 else 128, max(model.head_dim for model in models)
-        if widest > most:
-            raise ValueError(
-                f"compute.attention='cudnn': wanted heads of at most {most} on a GPU of compute capability {capability}, got {widest}; "
-                "use 'gemm' or 'xla'"
-            )
-
-    @property
-    def _nvidia(self) -> bool:
-        """Whether this is an NVIDIA GPU; JAX calls AMD's "gpu" as well."""
-        return jax.default_backend() == "gpu" and "cuda" in jax.devices()[0].client.platform_version
+        backend.check(self.config.compute.attention, models, self.dtype)
 
     def attention(self, model: ModelConfig) -> Implementation:
-        """`compute.attention` for a model, with auto resolved: cuDNN on one NVIDIA GPU that has it (measured to be faster on an H100)."""
-        wanted = self.config.compute.attention
-        if wanted != "auto":
-            return wanted
-        heads = model.head_dim <= CUDNN and model.head_dim % 8 == 0
-        fits = heads and self.layout is None and self.dtype == "bfloat16" and self._nvidia
-        return "cudnn" if fits and float(jax.devices()[0].compute_capability) >= 8.0 else "gemm"
+        """`compute.attention` for a model, with auto resolved."""
+        return backend.choose(self.config.compute.attention, model, self.dtype, split=self.layout is not None)
 
     def setup(self, model: ModelConfig, lora: Lora | None = None) -> Setup:
         """What the training steps of a model are compiled for."""

@@ -7,6 +7,7 @@ import pytest
 
 from configs import base
 from ilr_jax.models import config as configs
+from ilr_jax.models.platform import described
 from ilr_jax.stages import Bench
 from ilr_jax.store import Store
 
@@ -45,6 +46,26 @@ def test_attention_by_itself_is_cudnn_where_that_can_be(bench, monkeypatch, capa
     assert bench.attention(MODEL) == "gemm"  # several GPUs have to ask for it
     bench.config.compute.attention = "xla"
     assert bench.attention(model) == "xla"
+
+
+@pytest.mark.parametrize(("head_dim", "wanted"), ((128, "splash"), (256, "splash"), (64, "gemm")))
+def test_attention_by_itself_is_splash_on_tpus_where_that_can_be(bench, head_dim, wanted):
+    model = dataclasses.replace(MODEL, head_dim=head_dim)
+    with described("tpu"):
+        assert bench.attention(model) == wanted
+        bench.layout = types.SimpleNamespace()
+        assert bench.attention(model) == wanted  # several as well
+
+
+def test_splash_where_it_cannot_be_is_refused_at_once(bench):
+    bench.config.compute.attention = "splash"
+    model = lambda head_dim: dataclasses.replace(MODEL, head_dim=head_dim)
+    with described("tpu"):
+        bench.check([model(128), model(256)])
+        with pytest.raises(ValueError, match=r"a multiple of 128 wide, got tpu and \[64, 128\]"):
+            bench.check([model(64), model(128)])
+    with pytest.raises(ValueError, match=r"wanted a TPU and heads .*, got cpu and \[128\]"):
+        bench.check([model(128)])
 
 
 def test_an_amd_gpu_has_no_cudnn(bench, monkeypatch):

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ilr_jax import evaluator, main, roles
+from ilr_jax import evaluator, main, roles, sharding
 from ilr_jax.models import config as model_config
-from ilr_jax.models import decoder, lora
+from ilr_jax.models import decoder, lora, splash
 from ilr_jax.models.lora import Lora
-from ilr_jax.models.platform import platform
+from ilr_jax.models.platform import described, platform
 from ilr_jax.plan import __main__ as plan
 from ilr_jax.plan import chips, hlo
 
@@ -99,6 +99,17 @@ def test_what_the_tpu_compiler_writes_is_read():
     assert cost.moved == 5 * (2 * layer + piece + piece)  # f.3, e, cs
 
 
+def test_what_a_kernel_multiplies_is_counted():
+    shape = "(f32[4,512,128]{{2,1,0}}, bf16[4,{}32,512,128]{{3,2,1,0}})"
+    kernel = "  %splash_mha_{}.1 = " + shape + ' custom-call(%x), custom_call_target="tpu_custom_call"'
+    product = 2 * 4 * 32 * 512 * 512 * 128
+    for line, products in ((kernel.format("fwd_segmented_residuals", ""), 2), (kernel.format("dkv_segmented_no_residuals", "1,"), 5)):
+        cost = hlo.read(TEXT.replace("  %e = ", line + "\n  %e = "))
+        assert cost.kernels == 5 * products * product and cost.cycles == hlo.read(TEXT).cycles
+    v5p = chips.TPUS["v5p"]
+    assert plan.expected(v5p, hlo.Cost(kernels=v5p.peak), 0.0, 0.0) == 1 / plan.KERNEL_RATE
+
+
 def test_a_loop_of_unknown_length_is_an_error():
     with pytest.raises(ValueError, match="wanted a loop whose condition holds a number"):
         hlo.read(TEXT.replace("%n = s32[] constant(5)", "%n = s32[] parameter(0)"))
@@ -161,6 +172,25 @@ def test_the_tpu_compilers_estimates_of_a_product_and_of_a_sum_are_near_their_ro
     assert 1 <= total / (3 * 8192**2 * 2 / chip.bandwidth) < 4  # the compiler's model is dark about what is bound by memory
 
 
+def test_splash_compiles_for_several_tpus_and_its_products_are_counted(monkeypatch):
+    """Forward and backward, rows split over two devices and heads over two; only where the TPU compiler is installed."""
+    pytest.importorskip("libtpu")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    devices = plan._devices(chips.TPUS["v5e"], (2, 2))
+    axes = {"embed": "", "mlp": "", "vocab": "", "kv_heads": "auto", "heads": "tensor", "batch": "data"}
+    model = dict.fromkeys(("embed", "mlp", "vocab", "heads"), 8) | {"kv_heads": 1}
+    where = sharding.choose({"data": 2, "fsdp": 1, "tensor": 2}, axes, [model], 0, 1, devices)
+    made = lambda heads, split: jax.ShapeDtypeStruct(
+        (4, 512, heads, 256), jnp.bfloat16, sharding=where.sharding("batch", None, split, None)
+    )
+    segments = jax.ShapeDtypeStruct((4, 512), jnp.int32, sharding=where.sharding("batch", None))
+    run = jax.grad(lambda q, k, v, s: splash.attend(q, k, v, s, 100, where).astype(jnp.float32).sum(), (0, 1, 2))
+    with described("tpu"), jax.default_matmul_precision("default"):  # as users have it
+        text = jax.jit(run).lower(made(8, "heads"), made(1, "kv_heads"), made(1, "kv_heads"), segments).compile().as_text()
+    assert hlo.read(text).kernels == 7 * 2 * (4 // 2) * (8 // 2) * 512 * 512 * 256
+
+
 class Named:
     field = "compute.slots"
 
@@ -203,8 +233,8 @@ def test_what_does_not_fit_says_what_to_change():
 BAD = {
     "--answer=0": "--answer: wanted at least 1, got 0",
     "--prompt=90": "--length: wanted at least the 122 tokens of a sample, got 96",
-    "--config.compute.attention=cudnn": "compute.attention='cudnn': wanted 'gemm' or 'xla'",
-    "--only=nothing": "--only=nothing: wanted a part of a program's name",
+    "--config.compute.attention=cudnn": "compute.attention='cudnn': wanted another",
+    "--only=nothing": "--only=nothing: wanted parts of programs' names",
 }
 
 

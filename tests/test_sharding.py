@@ -110,6 +110,22 @@ def test_state_is_split_as_the_rules_say(mesh):
     assert a.addressable_shards[0].data.shape == (2, 2, CONFIG.hidden_size // where.mesh.shape["fsdp"], 3)
 
 
+def test_a_step_with_splash_is_that_of_the_batched_products():
+    """Interpreted, split over all three axes, its result kept by remat; two heads of 128 share a key head."""
+    config = replace(CONFIG, head_dim=128, num_heads=4, num_kv_heads=2)
+    tree = {"adapters": jax.eval_shape(lambda: lora.init(config, SETUP.lora, jax.random.split(jax.random.key(0), 2)))}
+    tree, frozen, found = tiny_runs.drawn(tree, 0.2, 1), tiny_runs.drawn(decoder.abstract(config), 0.2, 0), {}
+    for attention, mesh in (("splash", (2, 2, 2)), ("gemm", (1, 1, 1))):
+        where = layout(mesh, config)
+        setup = replace(SETUP, config=config, layout=where, attention=attention, remat="dots")
+        state = sharding.put_weights(where, states.init(sharding.put_weights(where, tree), OPTIMIZERS["adamw"], [9] * 2))
+        step = steps.sft_step(setup, OPTIMIZERS["adamw"])
+        state, metrics = step(state, sharding.put_weights(where, frozen), sharding.put_rows(where, tiny_runs.batch(LENGTHS)))
+        found[attention] = jax.device_get((metrics, state.trainable))
+    chex.assert_trees_all_close(*found.values(), rtol=1e-4, atol=1e-5)
+    assert found["splash"][0]["finite"].all()
+
+
 PARAMS = {name: sample_models.params(name) for name in ("mistral", "gemma")}
 
 

@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ilr_jax.models import splash
 from ilr_jax.models.cache import KeyValues, Part
 from ilr_jax.models.products import product
+from ilr_jax.sharding import Layout
 from ilr_jax.types import BRANCH
 
-Implementation = Literal["gemm", "xla", "cudnn"]
+Implementation = Literal["gemm", "xla", "cudnn", "splash"]
 # Four blocks take a quarter less time than one for rows of 480 on a CPU, more blocks no less; short rows stay whole.
 BLOCKS, MIN_BLOCK = 4, 64
 
@@ -68,19 +70,23 @@ def attend(
     parts: tuple[KeyValues, ...],
     window: int | None,
     implementation: Implementation = "gemm",
+    layout: Layout | None = None,
 ) -> Float[Array, "N T Q H"]:
     """Softmax attention in float32 of the queries over all parts together.
 
     One part holds the very rows that the queries are (training, scoring, prefill): `gemm` is batched matrix products, `xla` and `cudnn`
-    are those of `jax.nn.dot_product_attention`. Several parts (decoding) are always `gemm`.
+    are those of `jax.nn.dot_product_attention`, `splash` is a kernel for TPUs that has to know the layout and takes no rows with branches.
+    Several parts (decoding) are always `gemm`.
     """
     if len(parts) != 1:
         return _gemm(q, positions, segments, parts, window)
     (keys,) = parts
     if implementation == "gemm":
         return _triangle(q, positions, segments, keys, window)
-    mask = jnp.broadcast_to(visible(positions, segments, keys, window)[:, None], (q.shape[0], 1, q.shape[1], keys.v.shape[2]))
     k, v = keys.k.transpose(0, 3, 1, 2), keys.v.swapaxes(1, 2)
+    if implementation == "splash":
+        return splash.attend(q, k, v, segments, window, layout)
+    mask = jnp.broadcast_to(visible(positions, segments, keys, window)[:, None], (q.shape[0], 1, q.shape[1], keys.v.shape[2]))
     # The mask says more than that no place sees a later one, but this lets cuDNN skip half of the blocks.
     causal = implementation == "cudnn"
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=implementation)

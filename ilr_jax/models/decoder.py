@@ -14,10 +14,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from ilr_jax.models.attention import Implementation, visible
+from ilr_jax.models.attention import Implementation, attend, visible
 from ilr_jax.models.cache import Cache, KeyValues, Part, write
 from ilr_jax.models.config import ModelConfig
-from ilr_jax.models.layers import INIT_STD, LINEAR, Layer, RMSNorm, rope_angles
+from ilr_jax.models.layers import INIT_STD, Layer, RMSNorm, rope_angles
+from ilr_jax.models.products import SAVED
 from ilr_jax.sharding import Layout, constrain
 from ilr_jax.types import Rows
 
@@ -26,7 +27,7 @@ Remat = Literal["none", "dots", "full"]
 # weights are gathered, a scan holds one layer's at a time.
 UNROLLED = 8
 Unstacked = list[tuple[Layer, Any]]
-POLICIES = {"dots": jax.checkpoint_policies.save_only_these_names(LINEAR), "full": jax.checkpoint_policies.nothing_saveable}
+POLICIES = {"dots": jax.checkpoint_policies.save_only_these_names(SAVED), "full": jax.checkpoint_policies.nothing_saveable}
 
 
 class Table(nnx.Module):
@@ -74,11 +75,12 @@ class Decoder(nnx.Module):
         tokens, positions, segments = (jnp.asarray(x) for x in rows)
         angles = rope_angles(self.config, positions)
         graph, stacked = nnx.split(self.layers)
+        among = partial(attend, window=self.config.window, implementation=attention, layout=self.layout)
 
         def body(x, xs):
             layer = nnx.merge(graph, xs[0])
             remember = lambda k, v: ((KeyValues(k, v, positions, segments),), (k, v) if keep else None)
-            x, kept = layer(x, angles, positions, segments, remember, xs[1], attention)
+            x, kept = layer(x, angles, positions, segments, remember, xs[1], among)
             return constrain(self.layout, x, "batch", None, None), kept
 
         short = self.layout is None and self.config.num_layers <= UNROLLED
@@ -105,6 +107,7 @@ class Decoder(nnx.Module):
         entries that a row continues.
         """
         segments, done = jnp.ones_like(positions), cache.generated
+        among = partial(attend, window=self.config.window)
         see = lambda keys: visible(positions, segments, keys, self.config.window)
         before = see(done) if ancestors is None else see(done) & ancestors.reshape(done.positions.shape[0], -1, ancestors.shape[1])
         # The barrier keeps these from being computed again inside the fusions of every layer.
@@ -115,7 +118,7 @@ class Decoder(nnx.Module):
             def remember(k, v, i=i):
                 return (cache.prompt.layer(i, seen), done.layer(i, before), KeyValues(k, v, positions, segments)), (k, v)
 
-            x, kept = layer(x, angles, positions, segments, remember, adapter, "gemm")
+            x, kept = layer(x, angles, positions, segments, remember, adapter, among)
             x = constrain(self.layout, x, "batch", None, None)
             new.append(kept)
         x = self.norm(x)

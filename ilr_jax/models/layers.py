@@ -14,13 +14,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from ilr_jax.models import lora
-from ilr_jax.models.attention import Implementation, attend
 from ilr_jax.models.cache import KeyValues
 from ilr_jax.models.config import ModelConfig
-from ilr_jax.models.products import matmul
+from ilr_jax.models.products import SAVED, matmul
 
 INIT_STD = 0.02
-LINEAR = "linear"  # what remat may keep: a policy cannot see the products inside `matmul`, and would keep them in float32
 Remember = Callable[[Array, Array], tuple[tuple[KeyValues, ...], Any]]
 
 
@@ -33,7 +31,7 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "N T D"], added: Float[Array, "N T F"] | None = None) -> Float[Array, "N T F"]:
         kernel = self.kernel[...]
         y = matmul(x.reshape(*kernel.shape[:-2], -1, x.shape[-1]), kernel).reshape(*x.shape[:2], -1)
-        return checkpoint_name(y if added is None else y + added, LINEAR)
+        return checkpoint_name(y if added is None else y + added, SAVED)
 
 
 class RMSNorm(nnx.Module):
@@ -96,14 +94,14 @@ class Layer(nnx.Module):
         segments: Int[Array, "N T"],
         remember: Remember,
         adapters: Mapping[str, Mapping[str, Array]],
-        attention: Implementation,
+        attention: Callable[..., Float[Array, "N T Q H"]],
     ) -> tuple[Float[Array, "N T D"], Any]:
         """The block's output; `remember` turns this layer's new keys and values into what is attended to and what is kept of them."""
         h = self.attention_norm(x)
         by_head = [y.reshape(*y.shape[:2], -1, self.config.head_dim) for y in self._linear(h, adapters, "q_proj", "k_proj", "v_proj")]
         q, k, v = rotate(by_head[0], angles), rotate(by_head[1], angles), by_head[2]
         parts, kept = remember(k.transpose(0, 2, 3, 1), v.swapaxes(1, 2))
-        mixed = attend(q, positions, segments, parts, self.config.window, attention)
+        mixed = attention(q, positions, segments, parts)
         x = x + self._linear(mixed.reshape(*h.shape[:2], -1), adapters, "o_proj")[0]
         gate, up = self._linear(self.mlp_norm(x), adapters, "gate_proj", "up_proj")
         return x + self._linear(ACTIVATIONS[self.config.activation](gate) * up, adapters, "down_proj")[0], kept

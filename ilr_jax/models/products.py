@@ -12,6 +12,8 @@ from jaxtyping import Array, Float
 
 from ilr_jax.models.platform import platform
 
+SAVED = "saved"  # names what remat may keep: a policy cannot see the products inside `matmul`, and would keep them in float32
+
 
 def _dot(a: Array, b: Array, contract: tuple[int, int], dtype: DTypeLike) -> Array:
     """Product over these of the last two axes, the leading ones of b shared; accumulated in float32, then rounded to `dtype`.

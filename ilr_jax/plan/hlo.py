@@ -3,7 +3,7 @@
 Loops count as often as they run, unlike in XLA's own cost analysis, which counts their bodies once: a scan over layers by its trip count, a
 decoding loop by its chunk. A collective that the compiler cuts up and lays beside other work keeps its channel, and counts once.
 From: the text form of optimised HLO (XLA, libtpu 0.0.42); `estimated_cycles` in an operation's backend_config is the compiler's cost model,
-which knows compute and HBM but no links.
+which knows compute and HBM but neither links nor what is inside a kernel (`splash`), whose products are counted here.
 """
 
 import re
@@ -27,6 +27,8 @@ COLLECTIVES = (
     "collective-broadcast",
     "ragged-all-to-all",
 )
+KERNEL = re.compile(r"splash_mha_(fwd|dkv)")
+PRODUCTS = {"fwd": 2, "dkv": 5}  # scores and mix; in the backward pass scores again, and of the weights, k, v and q
 MOST = 2**31 - 1  # what the least of int32 numbers is looked for from: no bound of a loop
 FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call", "after-all", "partition-id"}
 
@@ -35,16 +37,18 @@ Bodies = dict[str, list[re.Match]]
 
 @dataclass
 class Cost:
-    """Of one device, of one execution: cycles, bytes to and from HBM, bytes of each kind of collective."""
+    """Of one device, of one execution: cycles, bytes to and from HBM, FLOPs inside kernels, bytes of each kind of collective."""
 
     cycles: float = 0.0
     moved: float = 0.0
+    kernels: float = 0.0
     collectives: dict[str, float] = field(default_factory=dict)
 
     def add(self, other: "Cost", times: int = 1) -> None:
         """Count `other`, `times` times."""
         self.cycles += times * other.cycles
         self.moved += times * other.moved
+        self.kernels += times * other.kernels
         for kind, size in other.collectives.items():
             self.collectives[kind] = self.collectives.get(kind, 0.0) + times * size
 
@@ -88,7 +92,7 @@ def _cost(name: str, bodies: Bodies, known: dict[str, Cost]) -> Cost:
                 total.add(_cost(part, bodies, known))
         else:
             channels |= dict(_sent(line, bodies, shapes))
-            total.add(Cost(float(sum(map(int, CYCLES.findall(rest)))), float(_moved(line, bodies, shapes))))
+            total.add(Cost(float(sum(map(int, CYCLES.findall(rest)))), float(_moved(line, bodies, shapes)), _inside(line)))
     for sort, size in channels.values():
         total.add(Cost(collectives={sort: float(size)}))
     known[name] = total
@@ -110,6 +114,19 @@ def _sent(line: re.Match, bodies: Bodies, shapes: Mapping[str, str]) -> Iterator
             inside = {inner[1]: inner[2] for inner in bodies.get(part, ())}
             for inner in bodies.get(part, ()):
                 yield from _sent(inner, bodies, inside)
+
+
+def _inside(line: re.Match) -> float:
+    """FLOPs of the products inside a kernel of attention, of whole rows: 2 T T H for each row, head and product.
+
+    The largest result has rows first, and heads, places and their width last.
+    """
+    name, shape, kind, _ = line.groups()
+    found = KERNEL.match(name)
+    if kind != "custom-call" or not found:
+        return 0.0
+    rows, *_, heads, length, width = max(([int(n) for n in dims.split(",")] for _, dims, _ in SHAPE.findall(shape)), key=prod)
+    return 2.0 * PRODUCTS[found[1]] * rows * heads * length * length * width
 
 
 def _moved(line: re.Match, bodies: Bodies, shapes: Mapping[str, str]) -> int:

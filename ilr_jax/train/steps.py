@@ -52,6 +52,10 @@ class Setup:
         if min(self.chunk, self.microbatches) < 1:
             raise ValueError(f"wanted chunk and microbatches >= 1, got {self.chunk} and {self.microbatches}")
 
+    def branching(self) -> "Setup":
+        """The same for rows with branches, which splash cannot tell from each other's."""
+        return replace(self, attention="gemm") if self.attention == "splash" else self
+
 
 def _hidden(setup: Setup, trainable: Trainable, frozen: Mapping, rows: Rows) -> tuple[Float[Array, "N T D"], Decoder]:
     """Hidden states of the rows, and the model that made them; an evaluator's model may have no output head."""
@@ -70,7 +74,7 @@ def _hidden(setup: Setup, trainable: Trainable, frozen: Mapping, rows: Rows) -> 
 
 
 def _log_probs(setup: Setup, trainable: Trainable, frozen: Mapping, batch: Batch | PairBatch) -> Float[Array, "N C"]:
-    hidden, model = _hidden(setup, trainable, frozen, batch.rows)
+    hidden, model = _hidden(setup.branching() if isinstance(batch, PairBatch) else setup, trainable, frozen, batch.rows)
     places, targets = jnp.asarray(batch.places), jnp.asarray(batch.targets)
     trained = "params" in trainable
     return losses.token_log_probs(hidden, model.head_table(), places, targets, setup.chunk, trained, setup.layout)

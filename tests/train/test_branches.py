@@ -44,3 +44,14 @@ def test_answers_of_a_row_know_nothing_of_each_other(attention):
         others = (batch.answers >= 0) & ~own
         np.testing.assert_array_equal(after[others], before[others])
         assert (after[own] != before[own]).any()
+
+
+def test_preferences_never_meet_splash_which_cannot_tell_branches(monkeypatch):
+    def met(*_):
+        raise AssertionError("splash")
+
+    monkeypatch.setattr("ilr_jax.models.splash.attend", met)
+    run = lambda how, batch: steps.token_log_probs(replace(tiny.SETUP, attention=how))(tiny.adapters(), tiny.base(), batch)
+    np.testing.assert_array_equal(*(run(how, tiny.pair_batch(LENGTHS)) for how in ("splash", "gemm")))
+    with pytest.raises(AssertionError, match="splash"):
+        run("splash", tiny.batch([7]))
