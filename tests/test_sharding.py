@@ -15,7 +15,7 @@ from ilr_jax import evaluator, sharding
 from ilr_jax.models import config as configs
 from ilr_jax.models import decoder, lora
 from ilr_jax.models.lora import Lora
-from ilr_jax.sample import beam, slots
+from ilr_jax.sample import beam, rollout, slots
 from ilr_jax.sample.beam import BeamSettings
 from ilr_jax.sample.generate import generate
 from ilr_jax.sample.rollout import SamplingSettings
@@ -181,49 +181,66 @@ def test_tensors_of_the_three_families_are_split_as_written_down():
 WIDE = {"vocab_size": 8192, "hidden_size": 512, "intermediate_size": 1024, "head_dim": 128}
 WIDE |= {"num_attention_heads": 8, "num_key_value_heads": 8, "num_hidden_layers": 3}
 COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
-ROWS = 32 * 14 * 512  # the activations of a batch
 
 
-def compiled(mesh):
-    """The SFT step of a model whose matrices all have over 1 MB, two adapters, activations computed again, compiled for a mesh."""
+def compiled(kind, mesh):
+    """The program for a model whose matrices all have over 1 MB, compiled for a mesh, and its arguments.
+
+    Two adapters, activations computed again; or all weights of an evaluator; or eight steps of decoding 16 rows.
+    """
     config = configs.from_fields(tiny_runs.FIELDS | WIDE)
     where = layout(mesh, config)
-    setup = steps.Setup(config, Lora(4, 8.0), layout=where, remat="full")
     abstract = lambda tree: jax.tree.map(
         lambda x, split: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), tree, sharding.shardings(where, tree)
     )
-    like = {"adapters": jax.eval_shape(lambda: lora.init(config, setup.lora, jax.random.split(jax.random.key(0), 2)))}
-    state = abstract(jax.eval_shape(lambda tree: states.init(tree, OPTIMIZERS["adamw"], [9, 9]), like))
-    arguments = state, abstract(decoder.abstract(config)), sharding.put_rows(where, tiny_runs.batch(LENGTHS))
-    return steps.sft_step(setup, OPTIMIZERS["adamw"]).lower(*arguments).compile(), arguments
+    base = abstract(decoder.abstract(config))
+    if kind == "decode":
+        how, compute = SamplingSettings(8, slots=16), Compute(config, layout=where)
+        put = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where.sharding(*slots.axes(x.ndim)))
+        arguments = (base, None), jax.tree.map(put, jax.eval_shape(lambda: rollout.blank(compute, 16, 64, 8)))
+        return rollout.advance.lower(compute, how.rule, (0,), how.chunk, *arguments, np.ones(1, np.int32)).compile(), arguments
+    make_step, make_batch, _ = KINDS[kind]
+    if kind == "evaluator":
+        frozen, setup, k = {}, steps.Setup(config, layout=where, remat="full"), 1
+        like = jax.eval_shape(evaluator.initial, decoder.abstract(config), jax.random.key(0))
+    else:
+        frozen, setup, k = base, steps.Setup(config, Lora(4, 8.0), layout=where, remat="full"), 2
+        like = {"adapters": jax.eval_shape(lambda: lora.init(config, setup.lora, jax.random.split(jax.random.key(0), k)))}
+    state = abstract(jax.eval_shape(lambda tree: states.init(tree, OPTIMIZERS["adamw"], [9] * k), like))
+    arguments = state, frozen, sharding.put_rows(where, make_batch(LENGTHS))
+    return make_step(setup, OPTIMIZERS["adamw"]).lower(*arguments).compile(), arguments
 
 
-@pytest.mark.parametrize(
-    ("mesh", "kernels", "tables", "rows"),
-    [
-        ((8, 1, 1), 0, 0, 0),  # gradients of the adapters only
-        ((1, 8, 1), 14, 2, 0),  # each kernel once forward and once backward, embedding and head once
-        (
-            (1, 2, 4),
-            14,
-            2,
-            9,
-        ),  # the same of a quarter of each; a sum after o_proj and down_proj, forward, again and backward; both tables' rows
-    ],
-    ids=lambda x: "x".join(map(str, x)) if isinstance(x, tuple) else "",
-)
-def test_collectives_of_the_sft_step_are_those_expected(mesh, kernels, tables, rows):
+# Of each program: tokens of its rows; all-gathers of kernels in a turn of the loop over layers, and of tables; all-reduces of the rows'
+# hidden states, and of gradients of kernels and tables.
+# Kernels: each forward and backward; on 2 x 2 x 2 XLA does not see that those computed again, all but the last, are those of the backward
+# pass. Decoding has no such loop, but three layers. Tables: embedding and head; the evaluator has no head. Hidden states: after o_proj and
+# down_proj, forward, again and backward, the adapters' share apart; and what the embedding gives. Gradients: over data and fsdp one by one.
+EXPECTED = {
+    "sft": (32 * 14, {(8, 1, 1): (0, 0, 0, 0), (1, 8, 1): (14, 2, 0, 0), (2, 2, 2): (20, 2, 9, 0), (1, 2, 4): (14, 2, 9, 0)}),
+    "dpo": (32 * 24, {(8, 1, 1): (0, 0, 0, 0), (1, 8, 1): (14, 2, 0, 0), (2, 2, 2): (20, 2, 9, 0), (1, 2, 4): (14, 2, 9, 0)}),
+    "evaluator": (32 * 14, {(8, 1, 1): (0, 0, 0, 8), (1, 8, 1): (14, 1, 0, 8), (2, 2, 2): (20, 1, 9, 15), (1, 2, 4): (14, 1, 9, 8)}),
+    "decode": (16, {(8, 1, 1): (0, 0, 0, 0), (1, 8, 1): (21, 2, 0, 0), (2, 2, 2): (21, 2, 7, 0), (1, 2, 4): (21, 2, 7, 0)}),
+}
+
+
+@meshes
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_collectives_of_each_program_are_those_expected(kind, mesh):
     """No weight is whole on a device where an axis splits it, no stack of layers and no logits travel, and the state is donated."""
-    (program, arguments), pieces = compiled(mesh), mesh[2]
+    (program, arguments), (data, fsdp, tensor) = compiled(kind, mesh), mesh
     sizes = [
-        (kind, int(np.prod([int(n) for n in shape.split(",") if n])))
-        for result, kind in COLLECTIVE.findall(program.as_text())
+        (collective, int(np.prod([int(n) for n in shape.split(",") if n])))
+        for result, collective in COLLECTIVE.findall(program.as_text())
         for shape in re.findall(r"\[([\d,]*)\]", result)
     ]
-    gathered = [size * pieces for kind, size in sizes if kind == "all-gather"]
-    assert sum(size == 512 * 1024 for size in gathered) == kernels
-    assert sum(size == 8192 * 512 for size in gathered) == tables and max(gathered) <= 8192 * 512
-    assert sum(kind == "all-reduce" and size * mesh[1] * mesh[0] == ROWS for kind, size in sizes) == rows
+    tokens, expected = EXPECTED[kind]
+    gathered = [size * tensor for collective, size in sizes if collective == "all-gather"]
+    reduced = [size for collective, size in sizes if collective == "all-reduce"]
+    hidden = [size for size in reduced if size * data * fsdp == tokens * 512]
+    gradients = [size for size in reduced if {size * tensor, size * tensor * fsdp} & {512 * 1024, 8192 * 512}]
+    found = sum(size == 512 * 1024 for size in gathered), sum(size == 8192 * 512 for size in gathered), len(hidden), len(gradients)
+    assert found == expected[mesh] and max(gathered, default=0) <= 8192 * 512
     bytes_here = lambda x: int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
     leaves = jax.tree.leaves(arguments)
     assert mesh == (8, 1, 1) or all(bytes_here(x) < x.size * x.dtype.itemsize for x in leaves if x.size * x.dtype.itemsize > 2**20)

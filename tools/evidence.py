@@ -26,6 +26,7 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("How many labels may change", "sft,ilr,naive", ("alpha=0.05,0.15,0.3,0.5",)),
     ("More folds", "sft,ilr", ("folds=3,5",)),
     ("DPO as released", "sft,dpo", ("dpo.scoring=released",)),
+    ("DPO with six samples a question", "sft,dpo", ("dpo.samples=6",)),
     ("Other preference losses", "sft,dpo", ("dpo.loss=ipo,hinge",)),
     ("Conservative DPO", "sft,dpo", ("dpo.smoothing=0.1,0.3",)),
     ("Robust DPO", "sft,dpo", ("dpo.loss=robust", "dpo.smoothing=0.1,0.3")),
