@@ -16,9 +16,11 @@ from jaxtyping import Array, Float, Int
 from ilr_jax.models import lora
 from ilr_jax.models.cache import KeyValues
 from ilr_jax.models.config import ModelConfig
+from ilr_jax.models.platform import platform
 from ilr_jax.models.products import SAVED, matmul
 
 INIT_STD = 0.02
+TILE = 8  # places of a tile of a TPU's memory
 Remember = Callable[[Array, Array], tuple[tuple[KeyValues, ...], Any]]
 
 
@@ -72,6 +74,26 @@ def rotate(x: Float[Array, "N T Q H"], angles: tuple[Array, Array]) -> Float[Arr
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
 
 
+def split_heads(x: Float[Array, "N T D"], size: int) -> Float[Array, "N T Q H"]:
+    """Heads of `size` channels as an axis of their own.
+
+    A TPU's memory holds tiles of 8 places and 128 channels, and attention reads a head at a time: turned by whole tiles there, where XLA by
+    itself turns single elements, twice. Elsewhere, and of rows that are no whole tiles, this is a view.
+    """
+    n, t, _ = x.shape
+    if platform() != "tpu" or t % TILE:
+        return x.reshape(n, t, -1, size)
+    return x.reshape(n, t // TILE, TILE, -1, size).transpose(0, 3, 1, 2, 4).reshape(n, -1, t, size).swapaxes(1, 2)
+
+
+def join_heads(x: Float[Array, "N T Q H"]) -> Float[Array, "N T D"]:
+    """What `split_heads` took apart."""
+    n, t, heads, size = x.shape
+    if platform() != "tpu" or t % TILE:
+        return x.reshape(n, t, -1)
+    return x.swapaxes(1, 2).reshape(n, heads, -1, TILE, size).transpose(0, 2, 3, 1, 4).reshape(n, t, -1)
+
+
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True)}
 
 
@@ -98,11 +120,11 @@ class Layer(nnx.Module):
     ) -> tuple[Float[Array, "N T D"], Any]:
         """The block's output; `remember` turns this layer's new keys and values into what is attended to and what is kept of them."""
         h = self.attention_norm(x)
-        by_head = [y.reshape(*y.shape[:2], -1, self.config.head_dim) for y in self._linear(h, adapters, "q_proj", "k_proj", "v_proj")]
+        by_head = [split_heads(y, self.config.head_dim) for y in self._linear(h, adapters, "q_proj", "k_proj", "v_proj")]
         q, k, v = rotate(by_head[0], angles), rotate(by_head[1], angles), by_head[2]
         parts, kept = remember(k.transpose(0, 2, 3, 1), v.swapaxes(1, 2))
         mixed = attention(q, positions, segments, parts)
-        x = x + self._linear(mixed.reshape(*h.shape[:2], -1), adapters, "o_proj")[0]
+        x = x + self._linear(join_heads(mixed), adapters, "o_proj")[0]
         gate, up = self._linear(self.mlp_norm(x), adapters, "gate_proj", "up_proj")
         return x + self._linear(ACTIVATIONS[self.config.activation](gate) * up, adapters, "down_proj")[0], kept
 
