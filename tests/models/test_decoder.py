@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import tiny_models as tiny
 
-from ilr_jax.models import config, decoder, layers, lora
+from ilr_jax.models import config, decoder, lora
+from ilr_jax.models.layers import join_heads, split_heads
 from ilr_jax.models.platform import described
 from ilr_jax.types import Rows
 
@@ -166,10 +167,10 @@ def test_bfloat16_is_close_to_float32(model):
 @pytest.mark.parametrize("length", (16, 13))
 def test_heads_are_taken_apart_on_a_tpu_as_elsewhere(length):
     x = jnp.arange(2 * length * 3 * 4, dtype=jnp.float32).reshape(2, length, 12)
-    plain = layers.split_heads(x, 4)
+    plain = split_heads(x, 4)
     with described("tpu"):
-        turned = layers.split_heads(x, 4)
-        np.testing.assert_array_equal(layers.join_heads(turned), x)
+        turned = split_heads(x, 4)
+        np.testing.assert_array_equal(join_heads(turned), x)
     np.testing.assert_array_equal(turned, plain)
-    np.testing.assert_array_equal(layers.join_heads(plain), x)
+    np.testing.assert_array_equal(join_heads(plain), x)
     assert plain.shape == (2, length, 3, 4)
