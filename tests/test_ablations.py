@@ -8,7 +8,7 @@ from ilr_jax.lab import Lab
 from ilr_jax.types import Answer, Artifact, Label
 
 __all__ = ["variant"]
-ROW = {*rounds.BLANK, "round", "audited", "test_accuracy", "test_interval", "test_size", "test_right", "answers", "model"}
+ROW = {*rounds.BLANK, "round", "audited", "asked", "test_accuracy", "test_interval", "test_size", "test_right", "answers", "model"}
 ROW |= {"seconds", "training_flops"}
 
 
