@@ -42,7 +42,7 @@ from ilr_jax.types import Artifact, Stage
 
 __all__ = ["Store", "StorageError", "claim", "read_json", "read_rows", "write_json", "write_rows"]
 
-FORMAT = 1  # Part of every key: raise it when the meaning of a stage's files changes, and nothing older is reused.
+FORMAT = 2  # Part of every key: raise it when the meaning of a stage's files changes, and nothing older is reused.
 ABOUT, RESUME = "about.json", "resume"
 PACKAGES = ("ilr-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "transformers", "tokenizers", "ml-collections")
 

@@ -100,12 +100,12 @@ def test_what_the_tpu_compiler_writes_is_read():
 
 
 def test_what_a_kernel_multiplies_is_counted():
-    shape = "(f32[4,512,128]{{2,1,0}}, bf16[4,{}32,512,128]{{3,2,1,0}})"
-    kernel = "  %splash_mha_{}.1 = " + shape + ' custom-call(%x), custom_call_target="tpu_custom_call"'
-    product = 2 * 4 * 32 * 512 * 512 * 128
-    for line, products in ((kernel.format("fwd_segmented_residuals", ""), 2), (kernel.format("dkv_segmented_no_residuals", "1,"), 5)):
-        cost = hlo.read(TEXT.replace("  %e = ", line + "\n  %e = "))
-        assert cost.kernels == 5 * products * product and cost.cycles == hlo.read(TEXT).cycles
+    """In blocks of 512 places, of which the gradient of queries comes in a part for each."""
+    shape = "(f32[4,512,128]{{2,1,0}}, bf16[4,{1}32,{2},128]{{3,2,1,0}})"
+    kernel = "  %splash_mha_{0}.1 = " + shape + ' custom-call(%x), custom_call_target="tpu_custom_call"'
+    for name, blocks, length, products in (("fwd", "", 512, 2), ("dkv", "1,", 512, 5), ("dkv", "4,", 2048, 5)):
+        cost = hlo.read(TEXT.replace("  %e = ", kernel.format(f"{name}_segmented", blocks, length) + "\n  %e = "))
+        assert cost.kernels == 5 * products * 2 * 4 * 32 * length**2 * 128 and cost.cycles == hlo.read(TEXT).cycles
     v5p = chips.TPUS["v5p"]
     assert plan.expected(v5p, hlo.Cost(kernels=v5p.peak), 0.0, 0.0) == 1 / plan.KERNEL_RATE
 
@@ -126,7 +126,12 @@ def test_every_program_of_an_experiment_is_planned_for_emulated_devices(tmp_path
     """As a user does, in a process of its own, because the number of devices is fixed when JAX starts."""
     command = [sys.executable, "-m", "ilr_jax.plan", *FLAGS, "--topology=h100:2x2", f"--json={tmp_path / 'plan.json'}"]
     done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "COLUMNS": "150"}, capture_output=True, text=True, timeout=300
+        command,
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "COLUMNS": "150"},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "plan.json").read_text())

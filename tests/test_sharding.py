@@ -259,6 +259,7 @@ def test_collectives_of_each_program_are_those_expected(kind, mesh):
         ((0, 3, 1), {}, "the 8 devices; got 3"),
         ((1, 2, 2), {"mlp": "tensr"}, "sharding.rules.mlp: wanted some of data, fsdp, tensor, or auto; got tensr"),
         ((1, 2, 2), {"mlp": "fsdp"}, "sharding.rules: embed and mlp split one weight, so they cannot both use fsdp"),
+        ((1, 2, 2), {"heads": "data"}, "sharding.rules: batch and heads split one array, so they cannot both use data"),
         ((1, 2, 2), {"kv_heads": "data"}, "sharding.rules: batch and kv_heads split one array, so they cannot both use data"),
     ],
 )

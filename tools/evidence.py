@@ -7,6 +7,7 @@ python tools/evidence.py write DIR    # docs/evidence.md and evidence-rounds.md 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("How many labels may change", "sft,ilr,naive", ("alpha=0.05,0.15,0.3,0.5",)),
     ("More folds", "sft,ilr", ("folds=3,5",)),
     ("DPO as released", "sft,dpo", ("dpo.scoring=released",)),
-    ("DPO with six samples a question", "sft,dpo", ("dpo.samples=6",)),
+    ("DPO with six samples a question", "sft,ilr,dpo", ("dpo.samples=6",)),
     ("Other preference losses", "sft,dpo", ("dpo.loss=ipo,hinge",)),
     ("Conservative DPO", "sft,dpo", ("dpo.smoothing=0.1,0.3",)),
     ("Robust DPO", "sft,dpo", ("dpo.loss=robust", "dpo.smoothing=0.1,0.3")),
@@ -137,7 +138,7 @@ def rounds(rows: Sequence[Row]) -> Iterator[str]:
     for method in dict.fromkeys(row["method"] for row in rows):
         for number in sorted({row["round"] for row in rows if row["method"] == method}):
             mine = [row for row in rows if (row["method"], row["round"]) == (method, number)]
-            mean = lambda name, mine=mine: None if any(row[name] is None for row in mine) else sum(row[name] for row in mine) / len(mine)
+            mean = lambda name, mine=mine: None if any(row[name] is None for row in mine) else fmean(row[name] for row in mine)
             told = lambda name, unit=1.0, digits=0, mean=mean: "" if (value := mean(name)) is None else f"{value / unit:,.{digits}f}"
             card = next(iter(report.cards(mine, report.decisions(mine))), {})
             cells = [method, str(number), *(page.percent(mean(name)) for name in ("test_accuracy", "label_accuracy", "evaluator_accuracy"))]

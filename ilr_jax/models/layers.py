@@ -20,7 +20,7 @@ from ilr_jax.models.platform import platform
 from ilr_jax.models.products import SAVED, matmul
 
 INIT_STD = 0.02
-TILE = 8  # places of a tile of a TPU's memory
+TILE, LANES = 8, 128  # places and channels of a tile of a TPU's memory
 Remember = Callable[[Array, Array], tuple[tuple[KeyValues, ...], Any]]
 
 
@@ -78,10 +78,10 @@ def split_heads(x: Float[Array, "N T D"], size: int) -> Float[Array, "N T Q H"]:
     """Heads of `size` channels as an axis of their own.
 
     A TPU's memory holds tiles of 8 places and 128 channels, and attention reads a head at a time: turned by whole tiles there, where XLA by
-    itself turns single elements, twice. Elsewhere, and of rows that are no whole tiles, this is a view.
+    itself turns single elements, twice. Elsewhere, and of what is no whole tiles, this is a view.
     """
     n, t, _ = x.shape
-    if platform() != "tpu" or t % TILE:
+    if not _in_tiles(t, size):
         return x.reshape(n, t, -1, size)
     return x.reshape(n, t // TILE, TILE, -1, size).transpose(0, 3, 1, 2, 4).reshape(n, -1, t, size).swapaxes(1, 2)
 
@@ -89,9 +89,13 @@ def split_heads(x: Float[Array, "N T D"], size: int) -> Float[Array, "N T Q H"]:
 def join_heads(x: Float[Array, "N T Q H"]) -> Float[Array, "N T D"]:
     """What `split_heads` took apart."""
     n, t, heads, size = x.shape
-    if platform() != "tpu" or t % TILE:
+    if not _in_tiles(t, size):
         return x.reshape(n, t, -1)
     return x.swapaxes(1, 2).reshape(n, heads, -1, TILE, size).transpose(0, 2, 3, 1, 4).reshape(n, t, -1)
+
+
+def _in_tiles(places: int, channels: int) -> bool:
+    return platform() == "tpu" and places % TILE == 0 and channels % LANES == 0
 
 
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True)}

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from ilr_jax.models.platform import platform
 
-SAVED = "saved"  # names what remat may keep: a policy cannot see the products inside `matmul`, and would keep them in float32
+SAVED = "saved"  # names what remat may keep: a policy cannot see products inside `matmul`, which it would keep in float32, and kernels
 
 
 def _dot(a: Array, b: Array, contract: tuple[int, int], dtype: DTypeLike) -> Array:

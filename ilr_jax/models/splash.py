@@ -32,28 +32,29 @@ def attend(
 ) -> Float[Array, "N T Q H"]:
     """Causal attention within segments, whose tokens stand side by side; H is a multiple of 128.
 
-    Where heads are split into more pieces than there are key heads for, these are repeated, so that each device has those of its queries.
+    Rows are padded to a multiple of what they are split into. Where heads are split into more pieces than there are key heads for, these
+    are repeated, so that each device has those of its queries.
     On other devices than TPUs the kernel is interpreted, which is for tests only.
     """
-    length = q.shape[1]
-    pad = lambda x: jnp.pad(x, ((0, 0), (0, -length % LANES)) + ((0, 0),) * (x.ndim - 2))
-    pieces = layout.pieces("heads") if layout else 1
+    count, length = q.shape[:2]
+    rows, pieces = (layout.pieces("batch"), layout.pieces("heads")) if layout else (1, 1)
+    pad = lambda x: jnp.pad(x, ((0, -count % rows), (0, -length % LANES)) + ((0, 0),) * (x.ndim - 2))
     share = lambda x: jnp.repeat(x, pieces // gcd(pieces, x.shape[2]), axis=2)
     scaled = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
 
     def local(q: Array, k: Array, v: Array, segments: Array) -> Array:
         """On one device."""
         kernel = _kernel(q.shape[2], q.shape[1], window)
-        by_head = (x.swapaxes(1, 2) for x in (q, k, v))
+        turned = (x.swapaxes(1, 2) for x in (q, k, v))
         one: Any = lambda q, k, v, s: kernel(q, k, v, kernels.SegmentIds(s, s))
-        return jax.vmap(one)(*by_head, segments).swapaxes(1, 2)
+        return jax.vmap(one)(*turned, segments).swapaxes(1, 2)
 
     inputs = pad(scaled), pad(share(k)), pad(share(v)), pad(segments)
     if layout is None:
         return local(*inputs)[:, :length]
-    heads, rows = layout.sharding("batch", None, "heads", None).spec, layout.sharding("batch", None).spec
-    split = jax.shard_map(local, mesh=layout.mesh, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
-    return split(*inputs)[:, :length]
+    by_head, by_row = layout.sharding("batch", None, "heads", None).spec, layout.sharding("batch", None).spec
+    split = jax.shard_map(local, mesh=layout.mesh, in_specs=(by_head, by_head, by_head, by_row), out_specs=by_head, check_vma=False)
+    return split(*inputs)[:count, :length]
 
 
 def _kernel(heads: int, length: int, window: int | None) -> kernels.SplashAttentionKernel:

@@ -37,7 +37,7 @@ NUMBERS = {
     "length": (512, "tokens of a training row, into which samples are packed"),
 }
 TOO_LARGE = re.compile(r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm")  # libtpu's words for a program that does not fit
-KERNEL_RATE = 0.5  # of the peak, in a kernel that has exponentials to compute between its products
+KERNEL_RATE = 0.5  # of the peak, assumed, in a kernel that has exponentials to compute between its products
 TWICE = ("all-reduce",)  # a ring sends what it reduces out and back
 
 Row = dict[str, Any]
@@ -56,7 +56,9 @@ def run(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if not rows:
-        print(f"error: --only={options.only}: wanted parts of programs' names, got none that has one", file=sys.stderr)
+        print(
+            f"error: --only={' --only='.join(options.only or [])}: wanted parts of programs' names, got none that has one", file=sys.stderr
+        )
         return 2
     chip_hours = sum(row["hours"] * prod(shape) for row in rows if row["hours"] is not None)
     Console(width=max(WIDTH, Console().width)).print(table(rows, chip, prod(shape)))
@@ -78,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--topology", required=True, metavar="KIND:SHAPE", help=TOPOLOGY)
     for name, (value, what) in NUMBERS.items():
         made.add_argument(f"--{name}", type=int, default=value, metavar="N", help=f"{what}; default: %(default)s")
-    made.add_argument("--only", default="", metavar="TEXT,...", help="only the programs whose name has one of these in it")
+    made.add_argument("--only", action="append", metavar="TEXT", help="only the programs whose name has TEXT in it; may be given again")
     made.add_argument("--json", metavar="FILE", help="write all figures there too")
     return made
 
@@ -172,7 +174,7 @@ def planned(config: Any, chip: Chip | None, shape: tuple[int, ...], options: arg
         bench.check(list(models.values()))
     load = Load(options.examples, options.tests, options.prompt, options.answer, options.length)
     with described(kind):
-        programs = [p for p in Planned(bench, models, load, devices).programs() if any(text in p.stage for text in options.only.split(","))]
+        programs = [p for p in Planned(bench, models, load, devices).programs() if any(text in p.stage for text in options.only or [""])]
     for program in programs:
         print(f"{program.stage} ...", file=sys.stderr, flush=True)
         with described(kind):

@@ -164,13 +164,16 @@ def test_bfloat16_is_close_to_float32(model):
     assert np.abs(half.astype(np.float32) - wide).mean() < 0.02 * np.abs(wide).mean()
 
 
-@pytest.mark.parametrize("length", (16, 13))
-def test_heads_are_taken_apart_on_a_tpu_as_elsewhere(length):
-    x = jnp.arange(2 * length * 3 * 4, dtype=jnp.float32).reshape(2, length, 12)
-    plain = split_heads(x, 4)
+@pytest.mark.parametrize(("length", "size"), ((16, 128), (13, 128), (16, 64)))
+def test_heads_are_taken_apart_on_a_tpu_as_elsewhere(length, size):
+    x = jnp.arange(2 * length * 3 * size, dtype=jnp.float32).reshape(2, length, 3 * size)
+    plain, weights = split_heads(x, size), jnp.cos(x)
+    gradient = jax.grad(lambda x: (join_heads(split_heads(x, size) ** 2) * weights).sum())
+    wanted = gradient(x)
     with described("tpu"):
-        turned = split_heads(x, 4)
+        turned = split_heads(x, size)
         np.testing.assert_array_equal(join_heads(turned), x)
+        np.testing.assert_array_equal(gradient(x), wanted)
     np.testing.assert_array_equal(turned, plain)
     np.testing.assert_array_equal(join_heads(plain), x)
-    assert plain.shape == (2, length, 3, 4)
+    assert plain.shape == (2, length, 3, size)

@@ -28,7 +28,7 @@ def both(qkv, positions, segments, window, layout=None):
     told = (segments > 0)[:, :, None, None]
 
     def total(of):
-        return lambda *x: (jnp.where(told, of(*x), 0.0) ** 2).sum()
+        return lambda *x: (jnp.where(told, of(*x).astype(jnp.float32), 0.0) ** 2).sum()
 
     def plain(q, k, v):
         return attend(q, positions, segments, (KeyValues(k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), positions, segments),), window)
@@ -47,13 +47,25 @@ def test_values_and_gradients_are_those_of_the_batched_products(length, heads, k
         np.testing.assert_allclose(mine, theirs, atol=1e-4)
 
 
-@pytest.mark.parametrize(("mesh", "kv"), [((2, 2, 2), 2), ((1, 2, 4), 2), ((2, 1, 4), 1)])
-def test_on_a_mesh_each_device_has_its_own_rows_and_heads(mesh, kv):
-    """Key heads that are fewer than the pieces too."""
+def test_in_bfloat16_it_is_as_near_as_the_batched_products():
+    wide, positions, segments = rows(200, 4, 2)
+    _, wanted = both(wide, positions, segments, None)
+    found = both([x.astype(jnp.bfloat16) for x in wide], positions, segments, None)
+    off = lambda of: [float(jnp.abs(x.astype(jnp.float32) - y).max()) for x, y in zip(of[1], wanted[1], strict=True)]
+    kernel, products = map(off, found)
+    assert all(mine < 2 * theirs for mine, theirs in zip(kernel, products, strict=True)), (kernel, products)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "kv", "count"), [((2, 2, 2), 2, 8), ((1, 2, 4), 2, 8), ((2, 1, 4), 1, 8), ((4, 1, 1), 2, 5), ((2, 2, 2), 2, 1)]
+)
+def test_on_a_mesh_each_device_has_its_own_rows_and_heads(mesh, kv, count):
+    """Key heads that are fewer than the pieces too, and rows that do not divide, as of a prefill."""
     sizes = dict(zip(sharding.MESH_AXES, mesh, strict=True))
     layout = sharding.choose(sizes, RULES, [{"heads": 4, "kv_heads": kv, "mlp": 4, "embed": 4, "vocab": 4}], 0, 1)
-    qkv, positions, segments = rows(128, 4, kv, count=8)
-    split = [jax.device_put(x, layout.sharding("batch", None, "heads" if x.shape[2] == 4 else "kv_heads", None)) for x in qkv]
+    qkv, positions, segments = rows(128, 4, kv, count)
+    axes = lambda x: ("batch" if count == 8 else None, None, "heads" if x.shape[2] == 4 else "kv_heads", None)
+    split = [jax.device_put(x, layout.sharding(*axes(x))) for x in qkv]
     found, _ = both(split, positions, segments, None, layout)
     _, wanted = both(qkv, positions, segments, None)
     np.testing.assert_allclose(found[0], wanted[0], rtol=1e-5)
