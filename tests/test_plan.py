@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ilr_jax import evaluator, main, roles, sharding
+from ilr_jax import evaluator, main, roles
 from ilr_jax.models import config as model_config
-from ilr_jax.models import decoder, lora, splash
+from ilr_jax.models import decoder, lora
 from ilr_jax.models.lora import Lora
-from ilr_jax.models.platform import described, platform
+from ilr_jax.models.platform import platform
 from ilr_jax.plan import __main__ as plan
 from ilr_jax.plan import chips, hlo
 
@@ -175,25 +175,6 @@ def test_the_tpu_compilers_estimates_of_a_product_and_of_a_sum_are_near_their_ro
     product, total = (plan.expected(chip, hlo.read(jax.jit(f).lower(a, a).compile().as_text()), 0.0, 0.0) for f in (jnp.matmul, jnp.add))
     assert 1 < product / (2 * 8192**3 / chip.peak) < 1.2
     assert 1 <= total / (3 * 8192**2 * 2 / chip.bandwidth) < 4  # the compiler's model is dark about what is bound by memory
-
-
-def test_splash_compiles_for_several_tpus_and_its_products_are_counted(monkeypatch):
-    """Forward and backward, rows split over two devices and heads over two; only where the TPU compiler is installed."""
-    pytest.importorskip("libtpu")
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    devices = plan._devices(chips.TPUS["v5e"], (2, 2))
-    axes = {"embed": "", "mlp": "", "vocab": "", "kv_heads": "auto", "heads": "tensor", "batch": "data"}
-    model = dict.fromkeys(("embed", "mlp", "vocab", "heads"), 8) | {"kv_heads": 1}
-    where = sharding.choose({"data": 2, "fsdp": 1, "tensor": 2}, axes, [model], 0, 1, devices)
-    made = lambda heads, split: jax.ShapeDtypeStruct(
-        (4, 512, heads, 256), jnp.bfloat16, sharding=where.sharding("batch", None, split, None)
-    )
-    segments = jax.ShapeDtypeStruct((4, 512), jnp.int32, sharding=where.sharding("batch", None))
-    run = jax.grad(lambda q, k, v, s: splash.attend(q, k, v, s, 100, where).astype(jnp.float32).sum(), (0, 1, 2))
-    with described("tpu"), jax.default_matmul_precision("default"):  # as users have it
-        text = jax.jit(run).lower(made(8, "heads"), made(1, "kv_heads"), made(1, "kv_heads"), segments).compile().as_text()
-    assert hlo.read(text).kernels == 7 * 2 * (4 // 2) * (8 // 2) * 512 * 512 * 256
 
 
 class Named:

@@ -4,11 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import topologies
 
 from ilr_jax import sharding
 from ilr_jax.models import splash
 from ilr_jax.models.attention import attend
 from ilr_jax.models.cache import KeyValues
+from ilr_jax.models.platform import described
+from ilr_jax.plan import hlo
 
 RULES = {name: "" for name in ("embed", "mlp", "vocab")} | {"batch": "data,fsdp", "heads": "tensor", "kv_heads": "auto"}
 
@@ -80,3 +83,21 @@ def test_documents_of_a_row_know_nothing_of_each_other():
     before, after = (np.asarray(run(*(jnp.where(changed, x + plus, x) for x in (q, k, v)))) for plus in (0.0, 1.0))
     np.testing.assert_array_equal(before[segments == 1], after[segments == 1])
     assert (before[segments == 2] != after[segments == 2]).any()
+
+
+def test_splash_compiles_for_several_tpus_and_its_products_are_counted(monkeypatch):
+    """Forward and backward, rows split over two devices and heads over two; only where the TPU compiler is installed."""
+    pytest.importorskip("libtpu")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
+    model = dict.fromkeys(("embed", "mlp", "vocab", "heads"), 8) | {"kv_heads": 1}
+    where = sharding.choose({"data": 2, "fsdp": 1, "tensor": 2}, RULES, [model], 0, 1, devices)
+    made = lambda heads, split: jax.ShapeDtypeStruct(
+        (4, 512, heads, 256), jnp.bfloat16, sharding=where.sharding("batch", None, split, None)
+    )
+    segments = jax.ShapeDtypeStruct((4, 512), jnp.int32, sharding=where.sharding("batch", None))
+    run = jax.grad(lambda q, k, v, s: splash.attend(q, k, v, s, 100, where).astype(jnp.float32).sum(), (0, 1, 2))
+    with described("tpu"), jax.default_matmul_precision("default"):  # as users have it
+        text = jax.jit(run).lower(made(8, "heads"), made(1, "kv_heads"), made(1, "kv_heads"), segments).compile().as_text()
+    assert hlo.read(text).kernels == 7 * 2 * (4 // 2) * (8 // 2) * 512 * 512 * 256
