@@ -119,13 +119,14 @@ def _sent(line: re.Match, bodies: Bodies, shapes: Mapping[str, str]) -> Iterator
 def _inside(line: re.Match) -> float:
     """FLOPs of the products inside a kernel of attention, of whole rows: 2 T T H for each row, head and product.
 
-    The largest result has rows first, and heads, places and their width last.
+    The largest of four axes or more has rows first, and heads, places and their width last; what has fewer is scratch.
     """
     name, shape, kind, _ = line.groups()
     found = KERNEL.match(name)
     if kind != "custom-call" or not found:
         return 0.0
-    rows, *_, heads, length, width = max(([int(n) for n in dims.split(",")] for _, dims, _ in SHAPE.findall(shape)), key=prod)
+    results = ([int(n) for n in dims.split(",")] for _, dims, _ in SHAPE.findall(shape))
+    rows, *_, heads, length, width = max((sizes for sizes in results if len(sizes) > 3), key=prod)
     return 2.0 * PRODUCTS[found[1]] * rows * heads * length * length * width
 
 
