@@ -182,7 +182,8 @@ def _background(folder: str, name: str) -> Row:
         for package, version in {"python": about.get("python"), **about.get("packages", {}), **about.get("how", {})}.items():
             versions.setdefault(package, set()).add(str(version))
     found = {package: ", ".join(sorted(seen - {"None", ""})) for package, seen in sorted(versions.items())}
-    evaluators = [manifest["metrics"] | {"key": manifest["key"][:12]} for manifest in manifests]
+    trained = [manifest for manifest in manifests if manifest["name"] == "evaluator"]  # not what wrote its data
+    evaluators = [manifest["metrics"] | {"key": manifest["key"][:12]} for manifest in trained]
     known = max((record.get("tests_in_train", 0) for record in runs(folder)), default=0)
     made = {"name": name, "config": flat(config), "evaluators": evaluators, "tests_in_train": known}
     return made | {"versions": {k: v for k, v in found.items() if v}}

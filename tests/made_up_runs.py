@@ -43,7 +43,7 @@ def write_run(workdir, method, rounds, seed=0, finished=True):
 def write_stage(workdir, name, metrics=None, seconds=3.0):
     folder = Path(workdir, "stages", name)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "manifest.json", {"key": name.rsplit("-")[-1], "metrics": metrics or {}})
+    write_json(folder / "manifest.json", {"name": name.rpartition("-")[0], "key": name.rsplit("-")[-1], "metrics": metrics or {}})
     about = {"seconds": seconds, "python": "3.11.7", "packages": {"jax": "0.10.2", "torch": None}}
     write_json(folder / "about.json", about | {"how": {"devices": "1 x NVIDIA H100", "mesh": "", "attention": "cudnn"}})
     return folder
@@ -71,6 +71,7 @@ def make_workdir(workdir, seeds=(0,)):
     Path(workdir).mkdir(parents=True, exist_ok=True)
     write_json(Path(workdir, "config.json"), {"method": "sft,ilr,dpo", "rounds": 2, "task": {"name": HOSTILE}})
     write_stage(workdir, "evaluator-0123456789ab", {"validation_accuracy": 0.7123, "pairs": 88})
+    write_stage(workdir, "evaluator-answers-ba9876543210", {"answers": 4321})
     for seed in seeds:
         plus = seed / 100
         given = [decision(f"q{n}", 0, reason="the weak supervisor's answer", score=None, proposal="") for n in (1, 2, 3, 4)]

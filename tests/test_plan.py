@@ -101,12 +101,13 @@ def test_what_the_tpu_compiler_writes_is_read():
 
 def test_what_a_kernel_multiplies_is_counted():
     """In blocks of 512 places, of which the gradient of queries comes in a part for each."""
-    shape = "(f32[4,512,128]{{2,1,0}}, bf16[4,{1},{2},128]{{3,2,1,0}})"
+    shape = "(f32[{3}512,128]{{2,1,0}}, bf16[{3}{1},{2},128]{{3,2,1,0}})"
     kernel = "  %splash_mha_{0}.1 = " + shape + ' custom-call(%x), custom_call_target="tpu_custom_call"'
     cases = (("fwd", "32", 512, 2 * 32), ("fwd", "1", 512, 2), ("dkv", "1,32", 512, 5 * 32), ("dkv", "4,32", 2048, 5 * 32))
-    for name, heads, length, products in cases:
-        cost = hlo.read(TEXT.replace("  %e = ", kernel.format(f"{name}_segmented", heads, length) + "\n  %e = "))
-        assert cost.kernels == 5 * products * 2 * 4 * length**2 * 128 and cost.cycles == hlo.read(TEXT).cycles
+    for rows, (name, heads, length, products) in ((rows, case) for rows in (4, 1) for case in cases):
+        line = kernel.format(f"{name}_segmented", heads, length, "4," if rows == 4 else "")
+        cost = hlo.read(TEXT.replace("  %e = ", line + "\n  %e = "))
+        assert cost.kernels == 5 * products * 2 * rows * length**2 * 128 and cost.cycles == hlo.read(TEXT).cycles
     v5p = chips.TPUS["v5p"]
     assert plan.expected(v5p, hlo.Cost(kernels=v5p.peak), 0.0, 0.0) == 1 / plan.KERNEL_RATE
 

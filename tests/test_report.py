@@ -60,6 +60,11 @@ def test_the_card_of_preference_optimisation_is_of_the_policys_samples(workdir):
     assert page.report_card(card)[3:5] == ["–", "–"]
 
 
+def test_what_wrote_the_evaluators_data_is_no_evaluator(workdir):
+    text = report.write([workdir]).read_text()
+    assert "0123456789ab" in text and "ba9876543210" not in text and "4321" not in text
+
+
 def test_the_labels_of_dpo_are_those_of_round_0(workdir):
     assert [row["round"] for row in provenance.labelled(workdir, "dpo", 0)] == [0]
     assert [row["round"] for row in provenance.labelled(workdir, "ilr", 0, 1)] == [0, 1]

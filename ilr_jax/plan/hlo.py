@@ -119,14 +119,16 @@ def _sent(line: re.Match, bodies: Bodies, shapes: Mapping[str, str]) -> Iterator
 def _inside(line: re.Match) -> float:
     """FLOPs of the products inside a kernel of attention, of whole rows: 2 T T H for each row, head and product.
 
-    The largest of four axes or more has rows first, and heads, places and their width last; what has fewer is scratch.
+    Of the results with most axes (others are scratch) the largest has rows first (of one row, `dkv` has blocks of keys), and
+    heads, places and their width last.
     """
     name, shape, kind, _ = line.groups()
     found = KERNEL.match(name)
     if kind != "custom-call" or not found:
         return 0.0
     results = ([int(n) for n in dims.split(",")] for _, dims, _ in SHAPE.findall(shape))
-    rows, *_, heads, length, width = max((sizes for sizes in results if len(sizes) > 3), key=prod)
+    *outer, heads, length, width = max(results, key=lambda sizes: (len(sizes), prod(sizes)))
+    rows = outer[0] if len(outer) > (found[1] == "dkv") else 1
     return 2.0 * PRODUCTS[found[1]] * rows * heads * length * length * width
 
 
