@@ -130,13 +130,13 @@ PARAMS = {name: sample_models.params(name) for name in ("mistral", "gemma")}
 
 
 @cache
-def sampled(name, mesh, how, k=2):
+def sampled(name, mesh, how, k=2, attention="gemm"):
     config = sample_models.CONFIGS[name]
     where = layout(mesh, config)
     adapters, shape = sample_models.adapters(name, k)
     put = lambda tree: sharding.put_weights(where, tree)
     asked = sample_models.requests(20, adapters=k)
-    found = generate(config, put(PARAMS[name]), put(adapters), asked, how, eos=[3], lora=shape, key=1, layout=where)
+    found = generate(config, put(PARAMS[name]), put(adapters), asked, how, eos=[3], lora=shape, key=1, layout=where, attention=attention)
     return [[(c.tokens, c.finished) for c in answers] for answers in found]
 
 
@@ -151,6 +151,12 @@ def sampled(name, mesh, how, k=2):
 )
 def test_decoding_is_that_of_one_device(mesh, name, how, k):
     assert sampled(name, mesh, how, k) == sampled(name, MESHES[0], how, k)
+
+
+def test_prompts_that_splash_reads_are_answered_as_by_one_device():
+    """Two rows a prefill over eight devices, interpreted."""
+    how = SamplingSettings(6, n=2, slots=16, chunk=4, bucket=32)
+    assert sampled("mistral", (8, 1, 1), how, 2, "splash") == sampled("mistral", MESHES[0], how, 2)
 
 
 def everything(config):
