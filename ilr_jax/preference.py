@@ -49,8 +49,9 @@ def _preferences(
     """The surest comparisons as preferences, counts, and all that got a verdict, with what is right."""
     c, (examples, a, b) = lab.config, (list(column) for column in zip(*compared, strict=True))
     ids, prompts = [e.id for e in examples], [e.prompt for e in examples]
+    right = [lab.flags(a, examples), lab.flags(b, examples)]
     if evaluator is None:
-        turned, is_a, is_b = judge.flipped(ids, a, b, c.oracle.error, c.seed), lab.right(a, examples), lab.right(b, examples)
+        turned, (is_a, is_b) = judge.flipped(ids, a, b, c.oracle.error, c.seed), np.array(right, bool)
         said_a, said_b = np.where(turned, is_b, is_a), np.where(turned, is_a, is_b)
         share = c.dpo.share if c.oracle.capped else 1.0
         chosen = pairs.oracle_preferences(compared, said_a, said_b, c.seed, share)
@@ -59,8 +60,8 @@ def _preferences(
     else:
         comparisons = judge.symmetric_score(feedback.score_fn(lab, evaluator), ids, prompts, a, b, c.dpo.scoring)
         chosen = pairs.confident_preferences([x for x in comparisons if x is not None], c.seed, c.dpo.share)
-    graded = zip(comparisons, lab.flags(a, examples), lab.flags(b, examples), strict=True)
-    answered = [replace(x, a_correct=a_right, b_correct=b_right) for x, a_right, b_right in graded if x is not None]
+    graded = zip(comparisons, *right, strict=True)
+    answered = [replace(x, a_correct=a_is, b_correct=b_is) for x, a_is, b_is in graded if x is not None]
     found = card(answered) or {}
     facts = {"compared": len(compared), "preferences": len(chosen), "unanswered": len(compared) - len(answered)}
     return chosen, {**facts, "evaluator_accuracy": found.get("accuracy"), "evaluator_pairs": found.get("pairs", 0)}, answered

@@ -11,10 +11,10 @@ from pathlib import Path
 from ilr_jax import feedback
 from ilr_jax.files import read_rows, write_rows
 from ilr_jax.lab import Facts, Lab
-from ilr_jax.refine import audit, methods, pairs, pick, select, split
+from ilr_jax.refine import audit, card, methods, pairs, pick, select, split
 from ilr_jax.roles import fingerprint
 from ilr_jax.stages import answer, answers_of, fine_tune
-from ilr_jax.types import Answer, Artifact, Audit, Comparison, Decision, Label, Pair
+from ilr_jax.types import Answer, Artifact, Audit, Decision, Label, Pair
 
 
 def propose(lab: Lab, labels: Sequence[Label], r: int) -> list[list[Answer]]:
@@ -86,11 +86,10 @@ def refine(
 
 def preferences(lab: Lab, facts: Facts) -> list[Pair]:
     """What a round's comparisons say, as preferences between label and proposal: the surest `dpo.share`, or an oracle's decisive ones."""
-    asked = [row for row in read_rows(lab.workdir / facts["audit"], Audit) if row.score is not None]
+    rows = read_rows(lab.workdir / facts["audit"], Audit)
     if lab.config.feedback == "oracle":
-        return pairs.decisive_preferences(asked)
-    surest = [Comparison(x.example_id, x.prompt, x.before, x.proposal, x.accept or 0.0, x.reject or 0.0, x.score or 0.0) for x in asked]
-    return pairs.confident_preferences(surest, lab.config.seed, lab.config.dpo.share)
+        return pairs.decisive_preferences([row for row in rows if row.score is not None])
+    return pairs.confident_preferences(card.asked(rows), lab.config.seed, lab.config.dpo.share)
 
 
 def _asked(evaluator: Artifact | None) -> dict[str, str]:

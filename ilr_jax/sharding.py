@@ -182,9 +182,8 @@ def _rule(name: str, text: str, sizes: Mapping[str, int], needed: Sequence[Mappi
 
 def _check_disjoint(table: Mapping[str, tuple[str, ...]]) -> None:
     """ValueError where two logical axes of one array would use one mesh axis."""
-    together = [("embed", name, "weight") for name in ("heads", "kv_heads", "mlp", "vocab")] + [
-        ("batch", name, "array") for name in ("heads", "kv_heads")
-    ]
+    together = [("embed", name, "weight") for name in ("heads", "kv_heads", "mlp", "vocab")]
+    together += [("batch", name, "array") for name in ("heads", "kv_heads")]
     for a, b, what in together:
         if both := [axis for axis in table[a] if axis in table[b]]:
             raise ValueError(f"sharding.rules: {a} and {b} split one {what}, so they cannot both use {', '.join(both)}")

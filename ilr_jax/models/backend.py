@@ -10,8 +10,7 @@ import jax
 
 from ilr_jax.models.attention import Implementation
 from ilr_jax.models.config import ModelConfig
-from ilr_jax.models.platform import platform
-from ilr_jax.models.splash import LANES
+from ilr_jax.models.platform import LANES, platform
 
 CUDNN = 128  # heads no wider than this, and a multiple of 8, are what every GPU takes that cuDNN's attention runs on
 

@@ -16,11 +16,10 @@ from jaxtyping import Array, Float, Int
 from ilr_jax.models import lora
 from ilr_jax.models.cache import KeyValues
 from ilr_jax.models.config import ModelConfig
-from ilr_jax.models.platform import platform
+from ilr_jax.models.platform import LANES, TILE, platform
 from ilr_jax.models.products import SAVED, matmul
 
 INIT_STD = 0.02
-TILE, LANES = 8, 128  # places and channels of a tile of a TPU's memory
 Remember = Callable[[Array, Array], tuple[tuple[KeyValues, ...], Any]]
 
 

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 
 import jax
 
+TILE, LANES = 8, 128  # places and channels of a tile of a TPU's memory
 _described: ContextVar[str | None] = ContextVar("described", default=None)
 
 

@@ -14,11 +14,10 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jaxtyping import Array, Float, Int
 
-from ilr_jax.models.platform import platform
+from ilr_jax.models.platform import LANES, platform
 from ilr_jax.models.products import SAVED
 from ilr_jax.sharding import Layout
 
-LANES = 128  # rows and heads are multiples of it
 BLOCKS = (512, 384, 256, 128)  # places of a row that are worked on at a time: as many as divide it
 
 
