@@ -213,19 +213,23 @@ def fetched(tree: Any) -> Any:
 
 
 def voting() -> Callable[..., list[bool]]:
-    """`ask(wish, ...)` tells which of the wishes any process has: the same answer in all of them, if all ask equally often.
+    """`ask(after, wish, ...)` tells which of the wishes any process has: the same answer in all of them, if all ask equally often.
 
     With several processes the answer is to the question before, so that nobody waits for the step that is under way; the first is no.
+    `after` is an array that the step computes, whole on every device: where a lost process made the step fail, nothing is asked. Otherwise
+    the question would reach a process that still waits for its part of the step, and gloo aborts on that, without a word of ours.
     """
     if jax.process_count() == 1:
-        return lambda *wishes: list(wishes)
+        return lambda after, *wishes: list(wishes)
     mesh = Mesh(np.array(jax.devices()), "all")
-    any_of = jax.jit(lambda wishes: wishes.any(axis=0), out_shardings=jax.NamedSharding(mesh, PartitionSpec()))
+    spread, whole = (jax.NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("all",), ()))
+    held = jax.jit(lambda wishes, after: wishes | (after != after).any())  # the wishes, once `after` is there
+    any_of = jax.jit(lambda wishes: wishes.any(axis=0), out_shardings=whole)
     asked: list[jax.Array] = []
 
-    def ask(*wishes: bool) -> list[bool]:
-        here = np.tile(np.array(wishes), (jax.local_device_count(), 1))
-        asked.append(any_of(multihost_utils.host_local_array_to_global_array(here, mesh, PartitionSpec("all"))))
+    def ask(after: jax.Array, *wishes: bool) -> list[bool]:
+        here = [held(np.array([wishes]), shard.data) for shard in after.addressable_shards]
+        asked.append(any_of(jax.make_array_from_single_device_arrays((mesh.size, len(wishes)), spread, here)))
         return np.asarray(asked.pop(0)).tolist() if len(asked) > 1 else [False] * len(wishes)
 
     return ask

@@ -167,7 +167,7 @@ def fit(
             if on_snapshot:
                 for part in parts:
                     on_snapshot(part, _copy(run.state.trainable))
-            saving, stopping = agreed(run.save_is_due(save_seconds, save_steps), noticed())
+            saving, stopping = agreed(run.state.step, run.save_is_due(save_seconds, save_steps), noticed())
             if saving or stopping:
                 _report(journal, late, 0)
                 journal.sync()

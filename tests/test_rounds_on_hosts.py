@@ -1,0 +1,119 @@
+"""The whole method on several real processes: it is that of one, also where one of them is lost, or all are."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from many_processes import ENV, begin, ended, flags, free_address
+from safetensors.numpy import load_file
+
+from ilr_jax import hosts
+
+sys.path.insert(0, str(Path(__file__).parent / "services"))
+from fake_api import chat, serving
+
+EXPERIMENT = """
+import subprocess
+import sys
+sys.path.insert(0, "tests")
+import conftest
+conftest.child(*sys.argv[1:])
+"""
+
+
+def experiment(workdir: Path | str, models: Path, count: int, homes: Path | None = None) -> list[subprocess.Popen]:
+    """The tiny experiment on four devices of `count` processes; with `homes` each on a machine of its own."""
+    address = free_address()
+    words = [flags(address, count, number) for number in range(count)] if count > 1 else [["--nodistributed"]]
+    home = lambda number: homes / str(number) if homes else None
+    return [begin(EXPERIMENT, str(workdir), str(models), *given, devices=4 // count, home=home(i)) for i, given in enumerate(words)]
+
+
+def refined(workdir: Path) -> tuple[dict, dict, list, dict]:
+    """Of the one run there: the last round without times and places, its labels, the names of all stages' files, and its adapter."""
+    row = json.loads((workdir / "runs" / "ilr-seed0.json").read_text())["rounds"][-1]
+    labels = [json.loads(line) for line in (workdir / row["label_file"]).read_text().splitlines()]
+    names = sorted((path.parent.name.rsplit("-", 1)[0], path.name) for path in workdir.glob("stages/*/*"))
+    figures = {
+        name: value for name, value in row.items() if name not in ("seconds", "model", "answers", "label_file", "audit", "comparisons")
+    }
+    return figures, labels, names, load_file(workdir / row["model"] / "adapters.safetensors")
+
+
+@pytest.fixture(scope="module")
+def one(tiny_models, tmp_path_factory) -> Path:
+    """The workdir of the tiny experiment on one process."""
+    workdir = tmp_path_factory.mktemp("one")
+    (alone,) = experiment(workdir, tiny_models["gemma"].parent, 1)
+    said = ended(alone)
+    assert alone.returncode == 0, said
+    return workdir
+
+
+def assert_same(found: Path, wanted: Path) -> None:
+    """Two workdirs hold the same round, labels and files, and the same adapter up to rounding."""
+    (*ours, adapter), (*theirs, other) = refined(found), refined(wanted)
+    assert ours == theirs
+    for name, weights in adapter.items():
+        np.testing.assert_allclose(other[name], weights, rtol=0, atol=1e-6, err_msg=name)
+
+
+def test_a_round_on_four_processes_is_that_of_one_also_when_one_of_them_was_lost(one, tiny_models, tmp_path):
+    """Four processes are begun, one of them is killed as they train, and the same command goes on."""
+    models = tiny_models["gemma"].parent
+    many = tmp_path / "many"
+    four = experiment(many, models, 4)
+    while not list(many.glob("partial/weak-*/resume/resume/*/manifest.json")):
+        assert four[0].poll() is None, four[0].communicate()
+        time.sleep(0.05)
+    four[3].kill()
+    killed = time.monotonic()
+    said = [ended(process)[1] for process in four]
+    # Where it waited for JAX's service, or where gloo went on in a step that had failed, those have the last word.
+    told = {2: ("error: process 0 lost the others, or failed itself (",), -signal.SIGABRT: ("another task died", "gloo::")}
+    assert any(word in said[0] for word in told[four[0].returncode]), said
+    assert time.monotonic() - killed < 2 * hosts.HEARTBEAT, said
+    four = experiment(many, models, 4)
+    said = [ended(process) for process in four]
+    assert [process.returncode for process in four] == [0, 0, 0, 0], said
+    assert "weak: " in said[0][1] and "weak: 0/" not in said[0][1] and "steps" not in said[1][1], said
+    assert_same(many, one)
+
+
+def test_two_processes_that_share_a_bucket_alone_are_killed_and_go_on_elsewhere(one, tiny_models, tmp_path, url):
+    """Two processes, each with a disk of its own, are killed as they train; two new machines take their last save from the bucket."""
+    models, bucket = tiny_models["gemma"].parent, fsspec.filesystem("gs", use_listings_cache=False)
+    two = experiment(url, models, 2, tmp_path / "lost")
+    while not [name for name in bucket.find(f"{url}/partial") if "/weak-" in name and name.endswith("/resume/resume/2/manifest.json")]:
+        assert two[0].poll() is None, two[0].communicate()
+        time.sleep(0.2)
+    for process in two:
+        process.kill()
+        process.communicate()
+    two = experiment(url, models, 2, tmp_path / "new")
+    said = [ended(process) for process in two]
+    assert [process.returncode for process in two] == [0, 0] and "weak: " in said[0][1] and "weak: 0/" not in said[0][1], said
+    assert_same(tmp_path / "new" / "0" / ".cache" / "ilr_jax" / "workdirs" / url.removeprefix("gs://"), one)
+    assert not bucket.find(f"{url}/partial")
+
+
+def test_a_slow_judge_behind_an_endpoint_is_asked_by_one_process_and_awaited_by_the_other(tiny_models, tmp_path, monkeypatch):
+    """It takes longer than processes that talk over their devices wait for each other (gloo: 30 s)."""
+    verdict = {"B": math.log(0.9), "A": math.log(0.1)}
+    late = chat("B", verdict)
+    late.pause = 40.0
+    with serving(lambda path, body: chat("B", verdict), [late]) as api:
+        monkeypatch.setitem(ENV, "MADE_UP_JUDGE", api.url)
+        two = experiment(tmp_path / "run", tiny_models["gemma"].parent, 2)
+        said = [ended(process) for process in two]
+    assert [process.returncode for process in two] == [0, 0], said
+    asked = [json.dumps(body) for _, body in api.asked]
+    figures = refined(tmp_path / "run")[0]
+    assert len(asked) == len(set(asked)) == 2 * figures["compared"] > 0  # both orders, each once
