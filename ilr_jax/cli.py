@@ -109,7 +109,7 @@ def status(arguments: argparse.Namespace) -> int:
     workdir = readable(arguments.workdir)
     if not (workdir / "config.json").exists():
         raise ValueError(f"wanted a workdir, got {arguments.workdir!r}, which holds no config.json; give the --workdir of a run")
-    parts = {"runs": _run_lines(workdir), "finished stages": _stage_lines(workdir)}
+    parts = {"runs, each after its first round": _run_lines(workdir), "finished stages": _stage_lines(workdir)}
     copied = "://" in arguments.workdir
     parts |= {} if copied else {"under way": _partial_lines(workdir)}
     for title, lines in parts.items():
@@ -128,12 +128,13 @@ def export(arguments: argparse.Namespace) -> int:
 
         model(**which, out=arguments.model, adapter=arguments.adapter)
     else:
-        from ilr_jax.provenance import labelled, labels
+        from ilr_jax.provenance import entries, labelled, labels
 
         which["workdir"] = readable(arguments.workdir)
         lines = [encode(row, "a label") + b"\n" for row in labels(**which)]
         write_bytes(Path(arguments.labels), b"".join(lines))
-        print(f"{len(lines)} labels, as after round {labelled(**which)[-1]['round']}")
+        after, last = labelled(**which)[-1]["round"], entries(**which)[-1]["round"]
+        print(f"{len(lines)} labels, as after round {after}{f'; no later round of {arguments.method} changed any' if last > after else ''}")
     print(arguments.model or arguments.labels)
     return 0
 
@@ -189,7 +190,8 @@ def _run_lines(workdir: Path) -> Iterator[str]:
         state = "finished" if record["finished"] else "unfinished"
         figures = f"test accuracy {last['test_accuracy']:.1%}" if last["test_accuracy"] is not None else "test accuracy not known"
         figures += f", labels right {last['label_accuracy']:.1%}" if last["label_accuracy"] is not None else ""
-        yield f"{record['method']} seed {record['seed']}: {state}, rounds 0 to {last['round']} done, {figures}, {record['seconds']:.0f} s"
+        figures += f", {record['seconds']:.0f} s of stages"
+        yield f"{record['method']} seed {record['seed']}: {state}, rounds 0 to {last['round']} done, {figures}"
 
 
 def _stage_lines(workdir: Path) -> Iterator[str]:

@@ -28,14 +28,19 @@ def labels(workdir: str | Path, method: str, seed: int, round: int | None = None
 
 
 def labelled(workdir: str | Path, method: str, seed: int, round: int | None = None) -> list[Row]:
-    """The record's rounds up to `round` that left labels; of dpo, whose labels stay, round 0 only. Raises as `labels`."""
-    entries = _run(workdir, method, seed)["rounds"]
-    if round not in (None, *(entry["round"] for entry in entries)):
-        raise ValueError(f"wanted labels of round {round} of {method!r}, seed {seed}, got rounds {[entry['round'] for entry in entries]}")
-    upto = [entry for entry in entries if entry.get("label_file") and (round is None or entry["round"] <= round)]
-    if not upto:
+    """The entries that left labels; of dpo, whose labels stay, round 0's only. Raises as `labels`."""
+    found = [entry for entry in entries(workdir, method, seed, round) if entry.get("label_file")]
+    if not found:
         raise ValueError(f"wanted labels of {method!r}, seed {seed}, got no file of labels in its record; start the run again to have them")
-    return upto
+    return found
+
+
+def entries(workdir: str | Path, method: str, seed: int, round: int | None = None) -> list[Row]:
+    """The record's rounds up to `round` (the last by default). Raises as `labels`."""
+    found = _run(workdir, method, seed)["rounds"]
+    if round not in (None, *(entry["round"] for entry in found)):
+        raise ValueError(f"wanted labels of round {round} of {method!r}, seed {seed}, got rounds {[entry['round'] for entry in found]}")
+    return [entry for entry in found if round is None or entry["round"] <= round]
 
 
 def _run(workdir: str | Path, method: str, seed: int) -> Row:

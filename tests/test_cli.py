@@ -68,7 +68,7 @@ def test_status_tells_runs_stages_and_what_is_under_way(workdir, capsys):
     (workdir / "partial" / "sft-00aa.lock").touch()
     assert cli.main(["status", str(workdir)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "  ilr seed 0: finished, rounds 0 to 2 done, test accuracy 61.0%, labels right 61.0%, 60 s" in lines
+    assert "  ilr seed 0: finished, rounds 0 to 2 done, test accuracy 61.0%, labels right 61.0%, 60 s of stages" in lines
     assert any(line.startswith("  refine-01: 3.0 s") for line in lines)
     (partial,) = [line for line in lines if "sft-00aa" in line]
     assert "2.0 MB, last written" in partial and lines[-1].startswith("disk: 2.0 MB")
@@ -116,6 +116,11 @@ def test_export_writes_labels_as_json_lines(workdir, tmp_path, capsys):
         "threshold": 0.63,
         "reason": "score 0.9000 > threshold 0.6300",
     }
+
+
+def test_export_says_that_dpo_leaves_the_labels_as_they_are(workdir, tmp_path, capsys):
+    assert cli.main(["export", str(workdir), "--method", "dpo", "--labels", str(tmp_path / "out.jsonl")]) == 0
+    assert "4 labels, as after round 0; no later round of dpo changed any\n" in capsys.readouterr().out
 
 
 def test_export_hands_a_model_to_the_exporter(workdir, monkeypatch, capsys):
