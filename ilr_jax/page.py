@@ -35,6 +35,7 @@ CHARTS = {
     ("evaluator_accuracy", "round"): "Evaluator right, on the pairs it was asked",
     ("test_accuracy", "spent"): "Test accuracy by comparisons spent",
 }
+LEGEND = "[..] 95 % interval; differences in points; –: does not apply, or not known"
 ACROSS = {"round": "round", "spent": "comparisons spent"}
 OUTCOMES = {"agrees with the label": "agreed", "the proposal is empty": "no proposal", "not judged": "not asked"}  # else rejected
 MOST_ROWS = 20_000  # a page of more would be slow to open on a phone
@@ -70,15 +71,16 @@ def shares(found: Mapping[str, float] | None) -> str:
 
 def headline(entry: Row) -> list[str]:
     """A summary entry as the cells under HEADLINE."""
+    of: Callable[[int | None], str] = lambda n: f" of {n:,}" if n else ""
     difference, labels = entry["difference"], (entry["label_accuracy_first"], entry["label_accuracy_last"])
     return [
         entry["series"] + ("" if entry["finished"] else " (unfinished)"),
         str(len(entry["seeds"])),
         str(entry["rounds"]),
-        percent(entry["test_accuracy"]) + interval(entry["test_interval"]),
+        percent(entry["test_accuracy"]) + of(entry["test_size"]) + interval(entry["test_interval"]),
         f"{difference['mean'] * 100:+.1f}{interval(difference['interval'], '+')}" if difference else "–",
         " → ".join(dict.fromkeys(percent(share) for share in labels if share is not None)) or "–",
-        percent(entry["evaluator_accuracy"]),
+        percent(entry["evaluator_accuracy"]) + of(entry["evaluator_pairs"]),
         "–" if entry["replaced"] is None else f"{entry['replaced']:g}",
     ]
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from rich.table import Table
 from rich.text import Text
 
-from ilr_jax import metrics, page
+from ilr_jax import metrics, page, settings
 from ilr_jax.files import encode, explained, flat, read_json, read_rows, write_bytes, write_csv
 from ilr_jax.refine.card import asked, card, replacements
 from ilr_jax.types import Audit, Comparison
@@ -60,7 +60,7 @@ def runs(workdir: str | Path) -> list[Row]:
 def collect(workdirs: Sequence[str | Path]) -> list[Row]:
     """One row per method, seed and round of all workdirs, the baseline first; a figure that does not apply is None.
 
-    `series` names the curve that a row belongs to: the method, with its workdir if two workdirs hold the same run.
+    `series` names the curve that a row belongs to: the method, with its workdir if two hold the same run or differ in settings.
     Raises ValueError for a folder that is no workdir, and if no round has ended yet.
     """
     names = _short_names(workdirs)
@@ -68,7 +68,7 @@ def collect(workdirs: Sequence[str | Path]) -> list[Row]:
     if not rows:
         raise ValueError(f"wanted finished rounds in {', '.join(names)}, got none yet; `ilr status` shows what is under way")
     places = [(row["method"], row["seed"], row["round"]) for row in rows]
-    clash = len(set(places)) < len(places)
+    clash = len(set(places)) < len(places) or any(_settings(folder) != _settings([*names][0]) for folder in names)
     for row in rows:
         row["series"] = f"{row['method']} ({row['workdir']})" if clash else row["method"]
     return sorted(rows, key=lambda row: (row["method"] != BASELINE, row["series"], row["seed"], row["round"]))
@@ -116,7 +116,7 @@ def cards(rows: Sequence[Row], audits: Sequence[Sequence[Audit]]) -> list[Row]:
 def table(rows: Sequence[Row]) -> Table:
     """The summary for a terminal, a row per method."""
     summary = summarise(rows)
-    lines = [page.supervisor(summary), "[..] 95 % interval; differences in points", *map(page.difference, differences(rows))]
+    lines = [page.supervisor(summary), page.LEGEND, *map(page.difference, differences(rows))]
     caption = "\n".join(line for line in lines if line)
     result = Table(title="Iterative label refinement", caption=Text(caption), box=None, pad_edge=False, collapse_padding=True)
     for number, column in enumerate(page.HEADLINE):
@@ -173,9 +173,20 @@ def _rows(folder: str, name: str, run: Mapping[str, Any]) -> Iterator[Row]:
         yield row | {file: entry.get(file) and os.path.join(folder, entry[file]) for file in KEPT}
 
 
+def _settings(folder: str) -> Row:
+    """The fields of a workdir's config in which its runs are alike."""
+    config = _config(folder)
+    aside = settings.incidental(config)
+    return {name: value for name, value in flat(config).items() if not any(name == i or name.startswith(f"{i}.") for i in aside)}
+
+
+def _config(folder: str) -> Row:
+    path = Path(folder, "config.json")
+    return read_json(path) if path.exists() else {}
+
+
 def _background(folder: str, name: str) -> Row:
     """What a workdir's figures rest on: its config, evaluators, package versions and devices."""
-    config = read_json(Path(folder, "config.json")) if Path(folder, "config.json").exists() else {}
     manifests = [read_json(path) for path in sorted(Path(folder).glob("stages/evaluator-*/manifest.json"))]
     versions: dict[str, set[str]] = {}
     for about in (read_json(path) for path in Path(folder).glob("stages/*/about.json")):
@@ -185,7 +196,7 @@ def _background(folder: str, name: str) -> Row:
     trained = [manifest for manifest in manifests if manifest["name"] == "evaluator"]  # not what wrote its data
     evaluators = [manifest["metrics"] | {"key": manifest["key"][:12]} for manifest in trained]
     known = max((record.get("tests_in_train", 0) for record in runs(folder)), default=0)
-    made = {"name": name, "config": flat(config), "evaluators": evaluators, "tests_in_train": known}
+    made = {"name": name, "config": flat(_config(folder)), "evaluators": evaluators, "tests_in_train": known}
     return made | {"versions": {k: v for k, v in found.items() if v}}
 
 
@@ -220,6 +231,7 @@ def _entry(name: str, rows: Sequence[Row], baseline: Sequence[Row] | None) -> Ro
         "rounds": max(row["round"] for row in rows),
         "test_accuracy": _mean(row["test_accuracy"] for row in last.values()),
         "test_interval": _interval(list(last.values())),
+        "test_size": max((row["test_size"] or 0 for row in last.values()), default=0) or None,
         "test_measure": rows[0]["test_measure"],
         "supervisor_accuracy": _mean(row["supervisor_accuracy"] for row in first.values()),
         "difference": None if baseline is None or rows[0]["method"] == BASELINE else _difference(last, _last(baseline)),

@@ -3,7 +3,7 @@
 Names of fields are checked by the config itself, which is locked; models and data by the `lab`. Imports no JAX.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from math import inf
 from typing import Any
@@ -85,10 +85,10 @@ def _grader(config: Config) -> list[str]:
     return [] if known else [_choice("task.grader", got, wanted)]
 
 
-def incidental(config: Config) -> tuple[str, ...]:
+def incidental(config: Config | Mapping[str, Any]) -> tuple[str, ...]:
     """The fields in which runs of one workdir may differ: methods and seeds have their own records, the rest changes no result."""
     endpoints = ("endpoint", *(f"{section}.{name}" for section in ("judge", "embed") for name in ("base_url", "key_name")))
-    return ("method", "seed", "sharding", *endpoints, *(f"compute.{name}" for name in config.compute if name != "dtype"))
+    return ("method", "seed", "sharding", *endpoints, *(f"compute.{name}" for name in config.get("compute", ()) if name != "dtype"))
 
 
 def _value(config: Config, name: str) -> Any:

@@ -28,7 +28,7 @@ ARROWS = {
     "train": {"files", "hosts", "interruption", "mirror", "models", "progress", "sharding", "types"},
     "refine": {"types"},
     "page": {"files", "types"},
-    "report": {"files", "metrics", "page", "refine", "types"},
+    "report": {"files", "metrics", "page", "refine", "settings", "types"},
     "provenance": {"files", "report", "types"},
     "settings": {"tasks", "types"},
     "roles": {"files", "hosts", "models", "sharding", "tokenizer", "types"},

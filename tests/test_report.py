@@ -12,7 +12,7 @@ from made_up_runs import make_workdir, round_row, write_run
 from rich.console import Console
 
 from ilr_jax import page, provenance, report
-from ilr_jax.files import read_json
+from ilr_jax.files import read_json, write_json
 
 
 def row_of(rows, **wanted):
@@ -135,6 +135,17 @@ def test_workdirs_with_other_seeds_are_one_curve_and_with_the_same_runs_two(tmp_
     assert [entry["series"] for entry in summary][:2] == ["sft (one)", "sft (other)"]
 
 
+def test_workdirs_of_different_configs_are_never_one_curve(tmp_path):
+    one, two = (make_workdir(tmp_path / name, seeds) for name, seeds in [("one", (0,)), ("two", (1,))])
+    config = read_json(two / "config.json")
+    write_json(
+        two / "config.json", config | {"method": "ilr", "seed": 1, "compute": {"slots": 7}}
+    )  # in which runs of one workdir differ too
+    assert {row["series"] for row in report.collect([one, two])} == {"sft", "ilr", "dpo"}
+    write_json(two / "config.json", config | {"rounds": 3})
+    assert "ilr (two)" in {row["series"] for row in report.collect([one, two])}
+
+
 def test_the_report_of_several_workdirs_is_written_here_if_nowhere_else(tmp_path, monkeypatch):
     workdirs = [make_workdir(tmp_path / "a" / "run"), make_workdir(tmp_path / "b" / "run")]
     monkeypatch.chdir(tmp_path)
@@ -167,7 +178,7 @@ def test_terminal_table(workdir):
     lines = console.export_text().splitlines()
     (number,) = [number for number, line in enumerate(lines) if line.startswith("ilr ")]
     ilr = lines[number] + lines[number + 1]
-    for cell in ("61.0%", "[57.0,65.0]", "+11.0", "41.0% → 61.0%", "75.0%", " 2 "):
+    for cell in ("61.0% of 500", "[57.0,65.0]", "+11.0", "41.0% → 61.0%", "75.0% of 40", " 2 "):
         assert cell in ilr
     assert any("[red]odd" in line for line in lines)
 

@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from ilr_jax.files import read_json
-from ilr_jax.tasks import saved
+from ilr_jax.tasks import readers, saved
 
 LISTS = {"train": ("train.json", "train/train.json"), "test": ("dev.json", "dev/dev.json", "dev_*/dev.json")}
 PLACES = ("{name}/{name}.sqlite", "*_databases/{name}/{name}.sqlite", "*/*_databases/{name}/{name}.sqlite")
 SAVED = ("question", "answer", "db_schema", "db_name")
-MOST = 20  # faults that a message lists
 NAME = re.compile(r"[\w-][\w .-]*")  # no path: a question must not lead out of the folder
 
 
@@ -56,8 +55,7 @@ def read(folder: Path, split: str, count: int | None) -> list[Question]:
     questions = list((_saved if saved.is_saved(folder) else _official)(folder, split, count))
     faults = [fault for question in questions for fault in question.faults()]
     if faults:
-        more = [f"and {len(faults) - MOST} more"] if len(faults) > MOST else []
-        raise ValueError("\n  ".join(["questions that cannot be used:", *faults[:MOST], *more]))
+        raise ValueError(readers.listing("questions that cannot be used:", faults))
     return questions
 
 

@@ -19,7 +19,6 @@ from ilr_jax.tasks.shapes import Shape
 from ilr_jax.types import Example
 
 NAME = "jsonl"
-MOST = 20  # faults that a message lists; a wrong column map makes one of every row
 FLAGS = {"true": True, "false": False, "": False}  # a CSV knows no booleans
 
 
@@ -116,7 +115,8 @@ def load(config: Any) -> OwnData:
     both = sorted({example.id for example in train} & {example.id for example in test})
     faults += [f"the id {name!r} in train is that of a test row, whose ids get 'test-' before them; choose another" for name in both]
     if faults:
-        raise ValueError(_listing(faults, total))
+        head = f"the data cannot be used: {len(faults)} faults in {total} rows; correct them, or take those rows out"
+        raise ValueError(readers.listing(head, faults))
     train, test = train[: config.train_examples or None], test[: config.test_examples or None]
     _warn(test)
     return OwnData(train, [example for example in test if example.reference is not None], grader)
@@ -185,12 +185,6 @@ def _split(name: str, rows: Sequence[Row], columns: Mapping[str, str], grader: N
             f"wanted answers beside {shape.prompt!r}, {listed}; say which holds them, e.g. task.columns='{shape.answer}=COLUMN'"
         )
     return Split(name, columns, names, shape, grader, answers)
-
-
-def _listing(faults: Sequence[str], total: int) -> str:
-    more = [f"... and {len(faults) - MOST} more"] if len(faults) > MOST else []
-    head = f"the data cannot be used: {len(faults)} faults in {total} rows; correct them, or take those rows out"
-    return "\n  ".join([head, *faults[:MOST], *more])
 
 
 def _warn(test: Sequence[Example]) -> None:

@@ -9,7 +9,7 @@ From: RFC 8259 (JSON), RFC 4180 (CSV).
 import csv
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,15 @@ ANY = ""  # the name of the only split of a source that names none
 BOM = b"\xef\xbb\xbf"
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 BLANKS = re.compile(r"[ \t\r\n]*+")
+
+
+MOST = 1_000  # faults that a message lists; a wrong column map makes one of every row
+
+
+def listing(head: str, faults: Sequence[str]) -> str:
+    """A message with all faults, a line each."""
+    more = [f"... and {len(faults) - MOST:,} more"] if len(faults) > MOST else []
+    return "\n  ".join([head, *faults[:MOST], *more])
 
 
 class Row(NamedTuple):
@@ -155,7 +164,8 @@ def _elements(path: Path, text: str) -> Iterator[Entry]:
 
 
 def _csv(path: Path) -> Iterator[Entry]:
-    """A header and records of text; a byte order mark is what Excel writes, and is passed over."""
+    """A header and records of text of any length; a byte order mark is what Excel writes, and is passed over."""
+    csv.field_size_limit(2**31 - 1)  # 131,072 characters without it
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             yield from _records(path, csv.reader(file, strict=True))
@@ -224,11 +234,12 @@ def _saved(folder: Path) -> list[Entry]:
 
 def _hub_splits(source: str) -> Mapping[str, Callable[[], list[Entry]]]:
     import datasets
+    from datasets.exceptions import DatasetsError
 
     name, _, config = source.partition(":")
     try:
         found: Any = datasets.load_dataset(name, config or None)
-    except (OSError, ValueError) as error:  # no such data set, no network, offline, several configurations
+    except (OSError, ValueError, DatasetsError) as error:  # no such data set, no network, offline, several configurations
         raise ValueError(
             f"{source} is no file or folder here, and cannot be had from the Hugging Face Hub ({error}); check the path, or the network "
             "and HF_HUB_OFFLINE; a configuration is given as OWNER/NAME:CONFIG"

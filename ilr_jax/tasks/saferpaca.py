@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ilr_jax.tasks import saved
+from ilr_jax.tasks import readers, saved
 from ilr_jax.types import Example
 
 COLUMNS = ("question", "answer", "category")
 CATEGORIES = ("general", "safety")
-MOST_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,7 @@ class SaferPaca:
         rows = rows.select(range(min(count or len(rows), len(rows))))
         faults = [f"row {i}: {fault}" for i, row in enumerate(rows) if (fault := _fault(row))]
         if faults:
-            more = [f"and {len(faults) - MOST_SHOWN} more"] if len(faults) > MOST_SHOWN else []
-            raise ValueError("\n  ".join([f"{self.path}, {split}: rows that cannot be used:", *faults[:MOST_SHOWN], *more]))
+            raise ValueError(readers.listing(f"{self.path}, {split}: rows that cannot be used:", faults))
         return [
             Example(f"saferpaca-{split}-{i:05d}", row["question"].strip(), row["answer"].strip(), self.name, {"category": row["category"]})
             for i, row in enumerate(rows)

@@ -52,6 +52,8 @@ class Limits:
     """What one query may use: SQLite instructions, CPU seconds, bytes of SQLite's heap, and rows and bytes of its result.
 
     A loop of SQLite's does 60 to 200 million instructions a second, so `steps` ends it before `seconds`, and at the same point anywhere.
+    Where functions take most of the time, LIKE over long texts, say, it is `seconds`: of CPU time, which other load does not use up, but
+    which a slower machine does sooner.
     """
 
     steps: int = 1_500_000_000

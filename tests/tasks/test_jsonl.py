@@ -8,7 +8,7 @@ from pyarrow import Table, parquet
 
 from configs import base
 from ilr_jax import tasks
-from ilr_jax.tasks import jsonl
+from ilr_jax.tasks import readers
 from ilr_jax.types import Example
 
 
@@ -110,8 +110,8 @@ def test_all_faults_come_in_one_message_in_the_order_of_the_files(tmp_path):
 
 
 def test_a_long_list_of_faults_is_cut_and_counted(tmp_path):
-    head, *lines = faults(write(tmp_path, [{"question": "q", "answer": "a"}, *[{"question": "q", "answer": 1}] * 500]))
-    assert "500 faults in 501 rows" in head and len(lines) == jsonl.MOST + 1 and lines[-1] == "... and 480 more"
+    head, *lines = faults(write(tmp_path, [{"question": "q", "answer": "a"}, *[{"question": "q", "answer": 1}] * 1500]))
+    assert "1500 faults in 1501 rows" in head and len(lines) == readers.MOST + 1 and lines[-1] == "... and 500 more"
 
 
 @pytest.mark.parametrize(

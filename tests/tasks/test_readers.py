@@ -71,11 +71,25 @@ def test_a_hub_data_set_is_asked_for_by_name_configuration_and_split(tmp_path, m
     assert asked == [("owner/name", "main"), ("owner/name", None)]
 
 
-def test_what_is_not_here_is_not_guessed_at(tmp_path, monkeypatch):
-    def offline(*given):
-        raise ConnectionError("no network")
+def failing(error):
+    def load_dataset(*given):
+        raise error
 
-    monkeypatch.setattr(datasets, "load_dataset", offline)
+    return load_dataset
+
+
+def test_what_of_the_hub_cannot_be_built_is_one_message(monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", failing(datasets.exceptions.DatasetGenerationError("columns differ")))
+    with pytest.raises(ValueError, match="owner/name.*cannot be had from the Hugging Face Hub .columns differ"):
+        readers.splits("owner/name")
+
+
+def test_a_csv_field_may_be_long(tmp_path):
+    assert read(str(write(tmp_path, "a.csv", f"question\n{'x' * 200_000}\n"))) == ([{"question": "x" * 200_000}], [])
+
+
+def test_what_is_not_here_is_not_guessed_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", failing(ConnectionError("no network")))
     for source, message in {
         "owner/name": "cannot be had from the Hugging Face Hub .no network.*HF_HUB_OFFLINE",
         "data/train.jsonl": "wanted a file of data, found none there",

@@ -30,12 +30,12 @@ def test_nothing_is_read_off_an_answer(tmp_path):
 
 def test_bad_rows_are_listed_together(tmp_path):
     bad = [{"question": " ", "answer": "a", "category": "safety"}, *rows(1), {"question": "q", "answer": "a", "category": "Safety"}]
-    task = saferpaca.SaferPaca(save(tmp_path, [*bad, {"question": "q", "answer": None, "category": "general"}], bad * 15))
+    task = saferpaca.SaferPaca(save(tmp_path, [*bad, {"question": "q", "answer": None, "category": "general"}], bad * 600))
     with pytest.raises(ValueError, match="train: rows that cannot be used") as caught:
         task.train()
     faults = [line.strip() for line in str(caught.value).splitlines()[1:]]
     assert [fault[:19] for fault in faults] == ["row 0: wanted text ", "row 2: wanted the c", "row 3: wanted text "]
-    with pytest.raises(ValueError, match="and 10 more$"):
+    with pytest.raises(ValueError, match="and 200 more$"):
         task.test()
 
 
