@@ -120,7 +120,8 @@ def test_a_loop_of_unknown_length_is_an_error():
 def test_time_is_cycles_and_what_is_sent_and_on_a_gpu_nothing_beats_the_peak():
     v5e = chips.TPUS["v5e"]
     assert v5e.clock == pytest.approx(1.5e9, rel=0.01) and chips.TPUS["v6e"].clock == pytest.approx(1.75e9, rel=0.01)
-    assert plan.expected(v5e, hlo.Cost(cycles=v5e.clock), v5e.link, 1e30) == 2.0
+    assert plan.expected(v5e, hlo.Cost(cycles=v5e.clock), v5e.link, v5e.peak / 2) == 2.0
+    assert plan.expected(v5e, hlo.Cost(cycles=v5e.clock), v5e.link, 3 * v5e.peak) == 4.0  # not less than the products at peak
     assert plan.expected(chips.H100, hlo.Cost(), 0.0, 2 * chips.H100.peak) == 2.0 and plan.expected(None, hlo.Cost(), 0.0, 0.0) is None
 
 
@@ -247,7 +248,7 @@ def test_each_fold_model_trains_on_all_other_folds():
 
 
 def test_what_is_compiled_to_train_and_to_score_does_not_grow_with_depth(tiny_models, tmp_path):
-    """The programs of models of 16 and of 80 layers, as the compiler gets them; decoding holds a cache for each layer, and does grow."""
+    """The programs of models of 16 and of 80 layers, as the compiler gets them; prefill and decoding hold a cache for each layer, and do grow."""
     from ilr_jax.plan.programs import Load, Planned
     from ilr_jax.stages import Bench
     from ilr_jax.store import Store
@@ -263,6 +264,23 @@ def test_what_is_compiled_to_train_and_to_score_does_not_grow_with_depth(tiny_mo
         flat = [p for p in programs if p.trains or p.stage in ("comparisons", "DPO's reference")]
         sizes.append({program.stage: program.lower().as_text().count("\n") for program in flat})
     assert sizes[0] == sizes[1] and len(sizes[0]) == 7
+
+
+def test_a_base_stays_beside_its_merged_copy_and_where_there_is_no_room_for_both_adapters_do():
+    from ilr_jax.plan.programs import Load, Planned
+    from ilr_jax.stages import Bench
+    from ilr_jax.store import Store
+
+    config, _ = main.config_of(["--config=configs/quickstart.py", "--workdir=plan"])
+    models = {role: roles.config_of(config[role].model) for role in ("weak", "evaluator", "strong")}
+    sizes = {role: roles.size(model) * 4.0 for role, model in models.items()}  # bytes in float32
+    planned = lambda memory: Planned(Bench(Store("plan"), config), models, Load(800, 400, 64, 32, 96), jax.devices(), memory)
+    beside = lambda memory: {p.stage: p.beside for p in planned(memory).programs()}
+    roomy, tight = beside(4 * sizes["strong"]), beside(4 * sizes["strong"] - 1)
+    assert roomy["test, beam"] == sizes["strong"] and roomy[f"weak labels, {config.decoding.labels}"] == sizes["weak"] and tight["test, beam"] == 0
+    assert roomy["comparisons"] == tight["comparisons"] == sizes["strong"] and roomy["proposals, beam"] == 0
+    arguments = lambda memory: len(jax.tree.leaves(planned(memory)._decoder("strong", 1)))
+    assert arguments(4 * sizes["strong"] - 1) == arguments(4 * sizes["strong"]) + 2 * len(planned(0.0).bench.lora.modules)
 
 
 def test_a_program_that_the_tpu_compiler_refuses_is_a_row_with_what_it_wants():

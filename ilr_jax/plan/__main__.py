@@ -174,7 +174,11 @@ def planned(config: Any, chip: Chip | None, shape: tuple[int, ...], options: arg
         bench.check(list(models.values()))
     load = Load(options.examples, options.tests, options.prompt, options.answer, options.length)
     with described(kind):
-        programs = [p for p in Planned(bench, models, load, devices).programs() if any(text in p.stage for text in options.only or [""])]
+        programs = [
+            p
+            for p in Planned(bench, models, load, devices, chip.memory if chip else inf).programs()
+            if any(text in p.stage for text in options.only or [""])
+        ]
     for program in programs:
         print(f"{program.stage} ...", file=sys.stderr, flush=True)
         with described(kind):
@@ -226,15 +230,16 @@ def expected(chip: Chip | None, cost: hlo.Cost, sent: float, flops: float) -> fl
     """Seconds of one run on one device; None for a CPU, and for a GPU whose rates are not known here.
 
     TPU: what is longer, the cycles that the compiler expects of all operations or all bytes moved at the rate of HBM (weights that are
-    fetched ahead have no cycles); plus kernels, of which it expects nothing, at KERNEL_RATE of the peak; plus all collectives at the rate
-    of a ring, as if they overlapped with nothing.
+    fetched ahead have no cycles); plus kernels, of which it expects nothing, at KERNEL_RATE of the peak; at least the products at peak;
+    plus all collectives at the rate of a ring, as if they overlapped with nothing.
     H100, whose compiler tells no time: the greatest of products at peak and collectives at the link's rate, which nothing can beat.
     """
     if chip is None:
         return None
     if chip.clock is None:
         return max(flops / chip.peak, sent / chip.link) or None
-    return max(cost.cycles / chip.clock, cost.moved / chip.bandwidth) + cost.kernels / (KERNEL_RATE * chip.peak) + sent / chip.link
+    computed = max(cost.cycles / chip.clock, cost.moved / chip.bandwidth) + cost.kernels / (KERNEL_RATE * chip.peak)
+    return max(computed, flops / chip.peak) + sent / chip.link
 
 
 def advice(row: Row, program: Any) -> str:

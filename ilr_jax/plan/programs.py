@@ -77,6 +77,7 @@ class Planned:
     models: dict[str, ModelConfig]
     load: Load
     devices: Sequence[Any]
+    memory: float = math.inf  # bytes of a device
 
     @property
     def _layout(self) -> Layout | None:
@@ -191,7 +192,8 @@ class Planned:
         run: Any = steps.class_probabilities(self._setup(role, False))
         lower = lambda: run.lower(self._weights(self._classifier()), {}, self._rows(batch))
         work = float(flops.FORWARD * flops.layers(self.models[role]) * batch.rows.tokens.size)
-        return Program(stage, lower, -(-requests // n), batch.rows.tokens.size, work, False, "compute.score_batch")
+        base = slots.bytes_here(self._params("strong"))  # stays for the next training
+        return Program(stage, lower, -(-requests // n), batch.rows.tokens.size, work, False, "compute.score_batch", base)
 
     def _reference(self, stage: str, requests: int) -> Program:
         c, load, role = self.bench.config, self.load, "strong"
@@ -206,11 +208,15 @@ class Planned:
         return Compute(self.models[role], self.bench.dtype, self.bench.attention(self.models[role]), self._layout)
 
     def _decoder(self, role: str, k: int) -> tuple[Any, Any]:
-        """Weights as decoding has them: one adapter is merged."""
-        if k == 1:
+        """Weights as decoding has them: one adapter is merged where there is room for it."""
+        if k == 1 and slots.has_room_for(self._params(role), 1, self.memory):
             return self._params(role), None
         prepared = jax.eval_shape(lambda tree: lora.prepare(tree, self.bench.lora, self.bench.dtype), self._adapters(role, k))
         return self._params(role), self._weights(prepared)
+
+    def _beside(self, role: str, weights: tuple[Any, Any]) -> int:
+        """Bytes of the base that stays in memory beside merged weights."""
+        return slots.bytes_here(self._params(role)) if weights[1] is None else 0
 
     def _split(self, tree: Any) -> Any:
         return jax.tree.map(lambda x: self._placed(x, *slots.axes(x.ndim)), tree)
@@ -219,11 +225,11 @@ class Planned:
         multiple = sharding.row_multiple(self._layout, k)
         return k * (-(-max(most // k, 1) // multiple) * multiple)
 
-    def _read(self, stage: str, role: str, lower: Callable[[], Any], times: int, tokens: int, field: str) -> Program:
+    def _read(self, stage: str, role: str, lower: Callable[[], Any], times: int, tokens: int, field: str, beside: int = 0) -> Program:
         """A program that reads or writes so many tokens each time."""
         config = self.models[role]
         work = float(flops.FORWARD * tokens * (flops.layers(config) + config.hidden_size * config.vocab_size))
-        return Program(stage, lower, times, tokens, work, False, field)
+        return Program(stage, lower, times, tokens, work, False, field, beside)
 
     def _sample(self, stage: str, role: str, k: int, requests: int) -> Program:
         c, load = self.bench.config, self.load
@@ -233,7 +239,7 @@ class Planned:
         wanted = np.ones(k, np.int32)
         lower = lambda: rollout.advance.lower(compute, how.rule, (0,), how.chunk, weights, self._split(blank), wanted)
         chunks = -(-requests * load.answer // (n * how.chunk))
-        return self._read(stage, role, lower, chunks, n * how.chunk, "compute.slots")
+        return self._read(stage, role, lower, chunks, n * how.chunk, "compute.slots", self._beside(role, weights))
 
     def _beam(self, stage: str, role: str, k: int, requests: int) -> Program:
         c, load = self.bench.config, self.load
@@ -243,7 +249,7 @@ class Planned:
         wanted = np.ones(k, np.int32)
         lower = lambda: beam.advance.lower(compute, how, (0,), weights, self._split(blank), wanted)
         chunks = -(-requests * load.answer // (n * how.chunk))
-        return self._read(stage, role, lower, chunks, n * how.width * how.chunk, "compute.beam_batch")
+        return self._read(stage, role, lower, chunks, n * how.width * how.chunk, "compute.beam_batch", self._beside(role, weights))
 
     def _prefill(self, stage: str, role: str, k: int, requests: int) -> Program:
         c, load = self.bench.config, self.load
@@ -255,4 +261,4 @@ class Planned:
         entries = [np.zeros(rows, np.int32) for _ in range(6)]
         fill = Fill(prompt_rows([[0]] * rows, length, 0), *entries)
         lower = lambda: beam.admit.lower(compute, weights, self._split(blank), fill)
-        return self._read(stage, role, lower, -(-requests // rows), rows * length, "compute.beam_batch")
+        return self._read(stage, role, lower, -(-requests // rows), rows * length, "compute.beam_batch", self._beside(role, weights))

@@ -22,12 +22,12 @@ from ilr_jax.sample.beam import BeamSettings
 from ilr_jax.sample.engine import Engine, Machine
 from ilr_jax.sample.requests import Completion, Request, check
 from ilr_jax.sample.rollout import SamplingSettings
-from ilr_jax.sample.slots import Compute
+from ilr_jax.sample.slots import Compute, has_room_for, room
 from ilr_jax.sharding import Layout, constrain_weights
 
 
 @partial(jax.jit, static_argnames=("lora", "layout", "index"))
-def _merge(params: Any, adapters: Adapters, lora: Lora, layout: Layout | None, index: int | None = 0) -> Any:
+def _merge(params: Any, adapters: Adapters, lora: Lora, layout: Layout | None, index: int | None) -> Any:
     return constrain_weights(layout, lora_.merge(params, adapters, lora, index))
 
 
@@ -53,7 +53,8 @@ def generate(
     """The completions of each request, in the order of the requests: `settings.n` samples, or the one that beam search ranks first.
 
     `adapters` [K, ...] come with their `lora`; None decodes with the bare `params`. A single adapter is merged into the weights, and so is
-    each of several, on one device, where copies of the layers cost less than products with adapters beside them.
+    each of several, on one device, where copies of the layers cost less than products with adapters beside them; neither where base and
+    copies would take more than half of a device's memory.
     Samples are drawn from `key` (or the key of a seed), the request's `id` and the sample's number, whatever else is being decoded. Any of
     `eos` ends an answer; `pad` is any id of the vocabulary and has no effect. `dtype` is that of the computation; `attention` is how
     prompts are read (decoding over the cache has one way); `layout` is how weights and cache are split over devices. `progress` names the
@@ -87,10 +88,9 @@ def _weights(
 ) -> tuple[Any, Any]:
     """Parameters and adapters as decoding reads them: merged, each into its own copy, or side by side."""
     rows = settings.slots if isinstance(settings, SamplingSettings) else settings.prompts * settings.width
-    if count == 1:
-        return _merge(params, adapters, lora, layout), None
-    if layout is None and lora_.worth_merging(config, lora, count, rows):
-        return _merge(params, adapters, lora, None, index=None), None
+    worth = count == 1 or (layout is None and lora_.worth_merging(config, lora, count, rows))
+    if worth and has_room_for(params, count, room()):
+        return _merge(params, adapters, lora, layout, 0 if count == 1 else None), None
     return params, _prepare(adapters, lora, dtype)
 
 

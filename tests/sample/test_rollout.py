@@ -7,6 +7,7 @@ import pytest
 import sample_models as tiny
 
 from ilr_jax.models import decoder, lora
+from ilr_jax.sample import generate as generation
 from ilr_jax.sample import sampling, slots
 from ilr_jax.sample.generate import generate
 from ilr_jax.sample.requests import Request
@@ -95,6 +96,13 @@ def test_merging_a_single_adapter_changes_no_token(monkeypatch):
     twice = jax.tree.map(lambda w: jnp.concatenate([w, w]), adapters)  # beside one base
     assert tokens(generate(config, params, twice, REQUESTS[:4], how, eos=EOS, lora=settings)) == tokens(merged)
     assert tokens(generate(config, lora.merge(params, adapters, settings), None, REQUESTS[:4], how, eos=EOS)) == tokens(merged)
+    size = sum(x.nbytes for x in jax.tree.leaves(params))  # where base and copy would take more than half of the memory, nothing is merged
+    calls, merge = [], generation._merge
+    monkeypatch.setattr(generation, "_merge", lambda *given: calls.append(1) or merge(*given))
+    for memory in (4 * size - 1, 4 * size):
+        monkeypatch.setattr(generation, "room", lambda memory=memory: float(memory))
+        assert len(calls) == 0 and tokens(generate(config, params, adapters, REQUESTS[:4], how, eos=EOS, lora=settings)) == tokens(merged)
+    assert len(calls) == 1
 
 
 def test_prompts_are_read_with_the_attention_that_is_asked_for(monkeypatch):
