@@ -1,6 +1,7 @@
 """The evidence's document is made of finished runs, a line for each method with all figures."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,14 @@ def test_the_plots_are_of_the_first_section_and_the_same_each_time(tmp_path, mon
 @pytest.mark.parametrize("argv", [[], ["run"], ["show", "DIR"]])
 def test_a_command_that_is_none_is_told_what_there_is(argv, capsys):
     assert evidence.main(argv) == 2 and "evidence.py write DIR" in capsys.readouterr().err
+
+
+def test_what_the_results_say_stands_in_the_evidence():
+    """Every interval, and every figure with one decimal, of the part that reads the evidence."""
+    docs = Path(evidence.OUT).parent
+    text, found = (docs / "results.md").read_text(), evidence.OUT.read_text() + evidence.ROUNDS_OUT.read_text()
+    part = re.sub("`[^`]*`", "", text[text.index("## Everything else") : text.index("## GSM8K")])
+    intervals = re.findall(r"\[([+-][\d.]+),\s+([+-][\d.]+)\]", part)
+    assert len(intervals) > 10 and [ends for ends in intervals if "[{},{}]".format(*ends) not in found] == []
+    known = set(re.findall(r"\d+\.\d", found))
+    assert [figure for figure in re.findall(r"(?<![\d.,=])\d+\.\d(?!\d)", part) if figure not in known] == []

@@ -248,7 +248,7 @@ def test_each_fold_model_trains_on_all_other_folds():
 
 
 def test_what_is_compiled_to_train_and_to_score_does_not_grow_with_depth(tiny_models, tmp_path):
-    """The programs of models of 16 and of 80 layers, as the compiler gets them; prefill and decoding hold a cache for each layer, and do grow."""
+    """The programs of models of 16 and 80 layers, as the compiler gets them; what prefills and decodes has a cache for each, and does grow."""
     from ilr_jax.plan.programs import Load, Planned
     from ilr_jax.stages import Bench
     from ilr_jax.store import Store
@@ -277,7 +277,11 @@ def test_a_base_stays_beside_its_merged_copy_and_where_there_is_no_room_for_both
     planned = lambda memory: Planned(Bench(Store("plan"), config), models, Load(800, 400, 64, 32, 96), jax.devices(), memory)
     beside = lambda memory: {p.stage: p.beside for p in planned(memory).programs()}
     roomy, tight = beside(4 * sizes["strong"]), beside(4 * sizes["strong"] - 1)
-    assert roomy["test, beam"] == sizes["strong"] and roomy[f"weak labels, {config.decoding.labels}"] == sizes["weak"] and tight["test, beam"] == 0
+    assert (
+        roomy["test, beam"] == sizes["strong"]
+        and roomy[f"weak labels, {config.decoding.labels}"] == sizes["weak"]
+        and tight["test, beam"] == 0
+    )
     assert roomy["comparisons"] == tight["comparisons"] == sizes["strong"] and roomy["proposals, beam"] == 0
     arguments = lambda memory: len(jax.tree.leaves(planned(memory)._decoder("strong", 1)))
     assert arguments(4 * sizes["strong"] - 1) == arguments(4 * sizes["strong"]) + 2 * len(planned(0.0).bench.lora.modules)

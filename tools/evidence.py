@@ -31,7 +31,7 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Other preference losses", "sft,dpo", ("dpo.loss=ipo,hinge",)),
     ("Conservative DPO", "sft,dpo", ("dpo.smoothing=0.1,0.3",)),
     ("Robust DPO", "sft,dpo", ("dpo.loss=robust", "dpo.smoothing=0.1,0.3")),
-    ("Long DPO at high beta", "sft,dpo", ("dpo.beta=0.5,2.0", "dpo.epochs=10")),
+    ("Long DPO at three betas", "sft,dpo", ("dpo.beta=0.1,0.5,2.0", "dpo.epochs=10")),
     ("Filter only, add only", "sft,ilr,naive", ("refine.rule=filter,add",)),
     ("Proposals without cross-labelling", "sft,ilr", ("refine.proposer=same,ensemble",)),
     ("A supervisor trained for less, and for longer", "sft,ilr,dpo", ("weak.epochs=1,4",)),
@@ -54,7 +54,7 @@ ROUNDS_INTRODUCTION = """# Evidence, round by round
 The points of [evidence.md](evidence.md), made by the same command: means over the seeds; `comparisons`, `replaced`, the four flows of
 replaced labels, TFLOP and seconds are those of one seed and of that round alone. The evaluator's two errors are over the comparisons of all
 seeds. The pairs of DPO have no holder who might give up a right answer, and both orders count alike: its two errors are one, what
-`evaluator right` leaves.
+`evaluator right` leaves. `dpo_pairs` learns from the comparisons of `ilr`: their errors stand there.
 """
 ROUND = ("method", "round", "test", "labels right", "evaluator right", "gives up right labels", "refuses right proposals", "precision")
 ROUND += ("recall", "comparisons", "replaced", *(flow.replace("_", " ") for flow in page.FLOWS), "TFLOP", "seconds")
