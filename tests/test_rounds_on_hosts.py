@@ -66,7 +66,7 @@ def assert_same(found: Path, wanted: Path) -> None:
 
 
 def test_a_round_on_four_processes_is_that_of_one_also_when_one_of_them_was_lost(one, tiny_models, tmp_path):
-    """Four processes are begun, one of them is killed as they train, and the same command goes on."""
+    """Four processes are begun, one of them is killed as they train, and two of them, with two devices each, go on."""
     models = tiny_models["gemma"].parent
     many = tmp_path / "many"
     four = experiment(many, models, 4)
@@ -80,9 +80,9 @@ def test_a_round_on_four_processes_is_that_of_one_also_when_one_of_them_was_lost
     told = {2: ("error: process 0 lost the others, or failed itself (",), -signal.SIGABRT: ("another task died", "gloo::")}
     assert any(word in said[0] for word in told[four[0].returncode]), said
     assert time.monotonic() - killed < 2 * hosts.HEARTBEAT, said
-    four = experiment(many, models, 4)
-    said = [ended(process) for process in four]
-    assert [process.returncode for process in four] == [0, 0, 0, 0], said
+    two = experiment(many, models, 2)
+    said = [ended(process) for process in two]
+    assert [process.returncode for process in two] == [0, 0], said
     assert "weak: " in said[0][1] and "weak: 0/" not in said[0][1] and "steps" not in said[1][1], said
     assert_same(many, one)
 

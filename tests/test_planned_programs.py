@@ -1,0 +1,55 @@
+"""The programs that a plan is made of: how often they run, what stays in memory beside them, and that depth costs no compile time."""
+
+from dataclasses import replace
+
+import jax
+import pytest
+
+from ilr_jax import main, roles
+from ilr_jax.models import config as model_config
+from ilr_jax.plan.programs import Load, Planned
+from ilr_jax.stages import Bench
+from ilr_jax.store import Store
+
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # how ml_collections reads a config's file
+
+
+def test_each_fold_model_trains_on_all_other_folds():
+    config, _ = main.config_of(["--config=configs/quickstart.py", "--workdir=plan", "--config.folds=5", "--config.rounds=1"])
+    models = {role: roles.config_of(config[role].model) for role in ("weak", "evaluator", "strong")}
+    found = {p.stage: p.times for p in Planned(Bench(Store("plan"), config), models, Load(800, 400, 64, 32, 96), jax.devices()).programs()}
+    assert (
+        found["5 fold models"] == 20 * config.strong.epochs and found["SFT"] == 2 * 25 * config.strong.epochs
+    )  # batches of 16 of 320, of 400
+
+
+def test_what_is_compiled_to_train_and_to_score_does_not_grow_with_depth(tiny_models, tmp_path):
+    """Of models of 16 and 80 layers, as the compiler gets them; what prefills and decodes has a cache for each layer, and does grow."""
+    config, _ = main.config_of(["--config=configs/quickstart.py", "--workdir=plan"])
+    config.sharding.update({"data": 2, "fsdp": 2, "tensor": 2})
+    sizes = []
+    for depth in (16, 80):
+        strong, weak = (replace(model_config.read(tiny_models[name]), num_layers=depth) for name in ("mistral", "gemma"))
+        models, bench = {"weak": weak, "evaluator": weak, "strong": strong}, Bench(Store(tmp_path), config)
+        bench.layout = roles.layout(config.sharding, models, bench.dtype)
+        programs = Planned(bench, models, Load(80, 40, 32, 16, 48), jax.devices()).programs()
+        flat = [p for p in programs if p.trains or p.stage in ("comparisons", "DPO's reference")]
+        sizes.append({program.stage: program.lower().as_text().count("\n") for program in flat})
+    assert sizes[0] == sizes[1] and len(sizes[0]) == 7
+
+
+def test_a_base_stays_beside_its_merged_copy_and_where_there_is_no_room_for_both_adapters_do():
+    config, _ = main.config_of(["--config=configs/quickstart.py", "--workdir=plan"])
+    models = {role: roles.config_of(config[role].model) for role in ("weak", "evaluator", "strong")}
+    sizes = {role: roles.size(model) * 4.0 for role, model in models.items()}  # bytes in float32
+    planned = lambda memory: Planned(Bench(Store("plan"), config), models, Load(800, 400, 64, 32, 96), jax.devices(), memory)
+    beside = lambda memory: {p.stage: p.beside for p in planned(memory).programs()}
+    roomy, tight = beside(4 * sizes["strong"]), beside(4 * sizes["strong"] - 1)
+    assert (
+        roomy["test, beam"] == sizes["strong"]
+        and roomy[f"weak labels, {config.decoding.labels}"] == sizes["weak"]
+        and tight["test, beam"] == 0
+    )
+    assert roomy["comparisons"] == tight["comparisons"] == sizes["strong"] and roomy["proposals, beam"] == 0
+    arguments = lambda memory: len(jax.tree.leaves(planned(memory)._decoder("strong", 1)))
+    assert arguments(4 * sizes["strong"] - 1) == arguments(4 * sizes["strong"]) + 2 * len(planned(0.0).bench.lora.modules)
