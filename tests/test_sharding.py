@@ -233,7 +233,10 @@ EXPECTED = {
 @meshes
 @pytest.mark.parametrize("kind", EXPECTED)
 def test_collectives_of_each_program_are_those_expected(kind, mesh):
-    """No weight is whole on a device where an axis splits it, no stack of layers and no logits travel, and the state is donated."""
+    """No weight is whole on a device where an axis splits it, no stack of kernels and no logits travel, and the state is donated.
+
+    Stacks of adapters, which are small, may be gathered before the loop: to have each gathered in it took more memory on TPUs, not less.
+    """
     (program, arguments), (data, fsdp, tensor) = compiled(kind, mesh), mesh
     sizes = [
         (collective, int(np.prod([int(n) for n in shape.split(",") if n])))
@@ -247,6 +250,7 @@ def test_collectives_of_each_program_are_those_expected(kind, mesh):
     gradients = [size for size in reduced if {size * tensor, size * tensor * fsdp} & {512 * 1024, 8192 * 512}]
     found = sum(size == 512 * 1024 for size in gathered), sum(size == 8192 * 512 for size in gathered), len(hidden), len(gradients)
     assert found == expected[mesh] and max(gathered, default=0) <= 8192 * 512
+    assert kind == "decode" or not {size * parts for _, size in sizes for parts in (1, 2, 4, 8)} & {tokens * 8192}
     bytes_here = lambda x: int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
     leaves = jax.tree.leaves(arguments)
     assert mesh == (8, 1, 1) or all(bytes_here(x) < x.size * x.dtype.itemsize for x in leaves if x.size * x.dtype.itemsize > 2**20)
