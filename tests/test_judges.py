@@ -58,8 +58,8 @@ def run(config, workdir) -> dict[str, list[dict]]:
 
 
 def test_win_rates_likeness_and_two_model_pairs(saferpaca, workdir, capsys):
-    found = run(saferpaca(method="sft,ilr"), workdir)
-    assert sorted(found) == ["ilr", "sft"] and "test win rate" in capsys.readouterr().out
+    found = run(saferpaca(method="sft,ilr,dpo"), workdir)
+    assert sorted(found) == ["dpo", "ilr", "sft"] and "test win rate" in capsys.readouterr().out
     for row in [row for method in found.values() for row in method]:
         assert row["test_measure"] == "win rate" and row["label_accuracy"] is None and row["evaluator_accuracy"] is None
         assert 0 < row["test_accuracy"] < 1 and row["test_size"] == 6 == len(row["test_right"])
@@ -70,7 +70,7 @@ def test_win_rates_likeness_and_two_model_pairs(saferpaca, workdir, capsys):
     assert all(row["before_correct"] is row["proposal_correct"] is None for row in audit)
     names = [path.name.rsplit("-", 1)[0] for path in (workdir / "stages").iterdir()]
     assert names.count("categories") == names.count("evaluator") == 1 and "judge" not in names
-    assert "test accuracy of sft, ilr is the win rate over the references" in report.write([workdir]).read_text()
+    assert "test accuracy of sft, dpo, ilr is the win rate over the references" in report.write([workdir]).read_text()
     assert read_json(workdir / "results.json")["rows"][0]["label_accuracy"] is None
 
 

@@ -47,14 +47,21 @@ def test_the_method_runs_on_sql_and_records_both_graders(tiny_config, tmp_path, 
 
 def test_small_models_are_trained_on_sql_and_what_they_write_is_run(tiny_config, tmp_path):
     config, workdir = tiny_config, tmp_path / "run"
-    config.method, config.feedback, config.demos = "ilr", "oracle", "gold"
+    config.method, config.demos = "ilr,naive,dpo", "gold"  # with the evaluator, which trains on what the supervisor's checkpoints write
     config.task.name, config.task.path = "minisql", str(tmp_path / "made")
     config.task.train_examples, config.task.test_examples = 16, 4
     config.sft.max_length = config.compute.bucket = 960
     rounds.run(config, workdir)
     first, last = read_json(workdir / "runs" / "ilr-seed0.json")["rounds"]
-    assert first["labels"] == 8 and first["label_accuracy"] == last["label_accuracy"] == 1.0
+    assert first["labels"] == 8 and first["label_accuracy"] == 1.0 == last["label_accuracy"] + last["replaced"] / 8
     assert first["test_accuracy"] == 0.0 and first["findings"]["error"] == 1.0  # eight bytes of a random model are no SQL
-    assert last["compared"] == 8 and last["replaced"] == 0
+    assert last["compared"] == 8 and last["evaluator_pairs"] == 8 and 0 <= last["evaluator_accuracy"] <= 1
+    naive, dpo = (read_json(workdir / "runs" / f"{name}-seed0.json")["rounds"][-1] for name in ("naive", "dpo"))
+    assert (
+        naive["compared"] == 0
+        and naive["replaced"] == naive["flows"]["right_to_wrong"] > 0
+        and dpo["compared"] == 8
+        and dpo["labels"] is None
+    )
     (answers,) = (workdir / "stages").glob("test-*/answers.jsonl")  # labels that stay make no other model
     assert len(read_rows(answers, Answer)) == 4
