@@ -63,5 +63,5 @@ def test_small_models_are_trained_on_sql_and_what_they_write_is_run(tiny_config,
         and dpo["compared"] == 8
         and dpo["labels"] is None
     )
-    (answers,) = (workdir / "stages").glob("test-*/answers.jsonl")  # labels that stay make no other model
-    assert len(read_rows(answers, Answer)) == 4
+    answers = list((workdir / "stages").glob("test-*/answers.jsonl"))  # of the first model, and of what each method made of it
+    assert 3 <= len(answers) <= 4 and all(len(read_rows(path, Answer)) == 4 for path in answers)
