@@ -233,10 +233,7 @@ EXPECTED = {
 @meshes
 @pytest.mark.parametrize("kind", EXPECTED)
 def test_collectives_of_each_program_are_those_expected(kind, mesh):
-    """No weight is whole on a device where an axis splits it, no stack of kernels and no logits travel, and the state is donated.
-
-    Stacks of adapters, which are small, may be gathered before the loop: to have each gathered in it took more memory on TPUs, not less.
-    """
+    """No weight is whole on a device where an axis splits it, no stack of kernels (adapters' may), no logits travel; state is donated."""
     (program, arguments), (data, fsdp, tensor) = compiled(kind, mesh), mesh
     sizes = [
         (collective, int(np.prod([int(n) for n in shape.split(",") if n])))
