@@ -40,7 +40,7 @@ CASES = {
     "draw-top-p": Case(
         "C9", "a draw with top-p 0.9, a few tokens left", "transformers top-p", "operations:draw_nucleus", 10, 50, sizes=SMOKE
     ),
-    "draw-wide": Case("C9", "a draw with top-p 0.9, hundreds of tokens left", "transformers top-p", "operations:draw_wide", 2, 10),
+    "draw-wide": Case("C9", "a draw with top-p 0.9, hundreds of tokens left", "transformers top-p", "operations:draw_wide", 10, 50),
     "loss-memory": Case("C10", "memory of loss and gradient", "full logits", "operations:loss_memory", 0.25, 0.12, True, SMOKE),
     "compiles": Case("C11", "programs compiled in an epoch", "one", "operations:compiles", 1, 1, True),
     "warm-start": Case("C11", "start, compilation cache warm", "cold", "operations:warm_start", 0.3, 0.3, True),

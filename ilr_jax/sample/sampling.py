@@ -95,7 +95,9 @@ def _above_threshold(weights: Float[Array, "N V"], u: Float[Array, "N 1"], total
     above, equal = weights > least, weights == least
     # Of equally likely tokens at the edge as many as are needed, the lower ids first; of those that weigh nothing, none.
     needed = jnp.ceil((wanted - mass(above)) / least)
-    return _two_levels(jnp.where(above | (equal & (jnp.cumsum(equal, axis=1) <= needed)), weights, 0.0), u)
+    too_many = jnp.any(jnp.sum(equal, axis=1, keepdims=True) > needed)
+    edge = jax.lax.cond(too_many, lambda: equal & (jnp.cumsum(equal, axis=1) <= needed), lambda: equal)
+    return _two_levels(jnp.where(above | edge, weights, 0.0), u)
 
 
 def draw(
