@@ -204,6 +204,11 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def without(fields: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Those of `flat` fields that are neither one of `names` nor below one."""
+    return {field: value for field, value in fields.items() if not any(field == name or field.startswith(f"{name}.") for name in names)}
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     with explained(path, "read"), open(path, "rb") as file:

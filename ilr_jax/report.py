@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ilr_jax import metrics, page, settings
-from ilr_jax.files import encode, explained, flat, read_json, read_rows, write_bytes, write_csv
+from ilr_jax.files import encode, explained, flat, read_json, read_rows, without, write_bytes, write_csv
 from ilr_jax.refine.card import asked, card, replacements
 from ilr_jax.types import Audit, Comparison
 
@@ -176,8 +176,7 @@ def _rows(folder: str, name: str, run: Mapping[str, Any]) -> Iterator[Row]:
 def _settings(folder: str) -> Row:
     """The fields of a workdir's config in which its runs are alike."""
     config = _config(folder)
-    aside = settings.incidental(config)
-    return {name: value for name, value in flat(config).items() if not any(name == i or name.startswith(f"{i}.") for i in aside)}
+    return without(flat(config), settings.incidental(config))
 
 
 def _config(folder: str) -> Row:

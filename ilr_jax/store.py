@@ -34,6 +34,7 @@ from ilr_jax.files import (
     read_rows,
     sha256_of,
     sync_folder,
+    without,
     write_json,
     write_rows,
 )
@@ -171,9 +172,8 @@ def claim(workdir: str | Path, config: Mapping[str, Any], ignore: Sequence[str] 
     with locked(Path(workdir) / "partial" / "config.lock", "config.json"):
         if not path.exists():
             return write_json(path, config)
-    old, new = flat(read_json(path)), flat(json.loads(encode(config, "the config")))
+    old, new = (without(flat(found), ignore) for found in (read_json(path), json.loads(encode(config, "the config"))))
     names = [name for name in sorted({*old, *new}) if old.get(name, "(absent)") != new.get(name, "(absent)")]
-    names = [name for name in names if not any(name == i or name.startswith(f"{i}.") for i in ignore)]
     if names:
         lines = [f"  {name}: wanted {old.get(name, '(absent)')!r}, got {new.get(name, '(absent)')!r}" for name in names]
         raise ValueError("\n".join([f"{workdir} was made by a different config; choose another workdir or set these back:", *lines]))

@@ -20,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).parent / "services"))
 from fake_api import chat, serving
 
 EXPERIMENT = """
-import subprocess
 import sys
 sys.path.insert(0, "tests")
 import conftest

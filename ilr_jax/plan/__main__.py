@@ -174,11 +174,8 @@ def planned(config: Any, chip: Chip | None, shape: tuple[int, ...], options: arg
         bench.check(list(models.values()))
     load = Load(options.examples, options.tests, options.prompt, options.answer, options.length)
     with described(kind):
-        programs = [
-            p
-            for p in Planned(bench, models, load, devices, chip.memory if chip else inf).programs()
-            if any(text in p.stage for text in options.only or [""])
-        ]
+        everything = Planned(bench, models, load, devices, chip.memory if chip else inf).programs()
+        programs = [p for p in everything if any(text in p.stage for text in options.only or [""])]
     for program in programs:
         print(f"{program.stage} ...", file=sys.stderr, flush=True)
         with described(kind):

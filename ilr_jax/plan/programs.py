@@ -179,7 +179,7 @@ class Planned:
         step: Any = steps.evaluator_step(self._setup(role, False), self.bench.optimizer(c.evaluator))
         lower = lambda: step.lower(self._state(self._classifier(), c.evaluator), {}, self._rows(batch))
         size = rows * batch.rows.tokens.shape[1]
-        best = sum(4 * math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(self._weights(self._classifier())))
+        best = slots.bytes_here(self._weights(self._classifier()))
         work = float(flops.classifier(self.models[role]) * size)
         return Program("evaluator", lower, times, size, work, True, "compute.microbatches", best)  # early stopping keeps the best weights
 
