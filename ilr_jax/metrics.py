@@ -48,6 +48,20 @@ def paired_difference(a: Shaped[Any, "*S N"], b: Shaped[Any, "*R M"], seed: int,
     return bootstrap_interval(a - b, seed, n, level)
 
 
+def bootstrap_share(right: Shaped[Any, " S"], of: Shaped[Any, " R"], seed: int, n: int = 2000, level: float = 0.95) -> Estimate:
+    """The `right` of all S runs over what they are `of`, with its interval from `n` resamples of whole runs.
+
+    Runs of different size weigh by it; resamples that are of nothing are left out. Raises ValueError if all are of nothing.
+    """
+    right, of = _checked(right), _checked(of)
+    if right.shape != of.shape or of.sum() <= 0:
+        raise ValueError(f"wanted what is right and what it is of for each run, got shapes {right.shape} and {of.shape}, of {of.sum():g}")
+    drawn = np.random.default_rng(seed).multinomial(len(of), np.full(len(of), 1 / len(of)), size=n)
+    drawn = drawn[drawn @ of > 0]
+    low, high = np.quantile(drawn @ right / (drawn @ of), [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(float(right.sum() / of.sum()), float(low), float(high))
+
+
 def _checked(values: Any) -> Float[np.ndarray, "*S N"]:
     values = np.asarray(values, np.float64)
     if values.size == 0:

@@ -79,8 +79,8 @@ def headline(entry: Row) -> list[str]:
         str(entry["rounds"]),
         percent(entry["test_accuracy"]) + of(entry["test_size"]) + interval(entry["test_interval"]),
         f"{difference['mean'] * 100:+.1f}{interval(difference['interval'], '+')}" if difference else "–",
-        " → ".join(dict.fromkeys(percent(share) for share in labels if share is not None)) or "–",
-        percent(entry["evaluator_accuracy"]) + of(entry["evaluator_pairs"]),
+        (" → ".join(dict.fromkeys(percent(share) for share in labels if share is not None)) or "–") + interval(entry["label_interval"]),
+        percent(entry["evaluator_accuracy"]) + of(entry["evaluator_pairs"]) + interval(entry["evaluator_interval"]),
         "–" if entry["replaced"] is None else f"{entry['replaced']:g}",
     ]
 
@@ -105,7 +105,7 @@ def difference(entry: Row) -> str:
 
 def report_card(entry: Row) -> list[str]:
     """An evaluator's card as the cells under CARD, a share with what it is of."""
-    of = lambda share, n: "–" if entry[share] is None else f"{percent(entry[share])} of {entry[n]}"
+    of = lambda share, n: "–" if entry[share] is None else f"{percent(entry[share])} of {entry[n]:,}{interval(entry['intervals'][share])}"
     return [
         entry["series"],
         str(entry["comparisons"]),

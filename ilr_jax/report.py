@@ -6,23 +6,18 @@ From: the quantities that the ILR paper reports per round (arXiv 2501.07886): ac
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float
 from rich.table import Table
 from rich.text import Text
 
-from ilr_jax import metrics, page, settings
+from ilr_jax import page, settings
+from ilr_jax.estimates import BASELINE, cards, differences, summarise
 from ilr_jax.files import encode, explained, flat, read_json, read_rows, without, write_bytes, write_csv
-from ilr_jax.refine.card import asked, card, replacements
-from ilr_jax.types import Audit, Comparison
+from ilr_jax.types import Audit
 
-BASELINE = "sft"
-RIVALS = ("dpo", "dpo_pairs", "sft_chosen", "naive", "sft")  # what ILR is compared with
 FIELDS = (
     "test_accuracy",
     "test_interval",
@@ -74,43 +69,9 @@ def collect(workdirs: Sequence[str | Path]) -> list[Row]:
     return sorted(rows, key=lambda row: (row["method"] != BASELINE, row["series"], row["seed"], row["round"]))
 
 
-def summarise(rows: Sequence[Row]) -> list[Row]:
-    """One entry per series: its final test accuracy over seeds, the difference to the baseline, and what became of the labels.
-
-    Intervals are 95 % bootstrap over seeds and, where every run tells which test examples were right, over these too.
-    Runs that have not ended count only in a series that has no other.
-    """
-    series = _series(rows)
-    return [_entry(name, group, series.get(_sibling(group[0], BASELINE))) for name, group in series.items()]
-
-
-def differences(rows: Sequence[Row]) -> list[Row]:
-    """Final test accuracy of ILR minus that of each rival, paired by seed and, where all runs tell, by test example, with its interval."""
-    series, found = _series(rows), []
-    for name, group in series.items():
-        for rival in RIVALS if group[0]["method"] == "ilr" else ():
-            against = _sibling(group[0], rival)
-            if against in series and (difference := _difference(_last(group), _last(series[against]))):
-                finished = all(row["finished"] for row in [*group, *series[against]])
-                found.append({"series": name, "against": against, "finished": finished, **difference})
-    return found
-
-
 def decisions(rows: Sequence[Row]) -> list[list[Audit]]:
     """What each row's round decided about labels; of a method that leaves them alone, nothing."""
     return [read_rows(Path(row["audit"]), Audit) if row["audit"] else [] for row in rows]
-
-
-def cards(rows: Sequence[Row], audits: Sequence[Sequence[Audit]]) -> list[Row]:
-    """The report card (`refine.card`) of each series' evaluator, on the comparisons of all rounds and seeds; `audits` are of the rows."""
-    made = []
-    for name in dict.fromkeys(row["series"] for row in rows):
-        mine = [(row, audit) for row, audit in zip(rows, audits, strict=True) if row["series"] == name]
-        decided = [decision for _, audit in mine for decision in audit]
-        sampled = [x for row, _ in mine if row["comparisons"] for x in read_rows(Path(row["comparisons"]), Comparison)]
-        if found := card(asked(decided) + sampled):
-            made.append({"series": name, **found, **replacements(decided)})
-    return made
 
 
 def table(rows: Sequence[Row]) -> Table:
@@ -197,90 +158,6 @@ def _background(folder: str, name: str) -> Row:
     known = max((record.get("tests_in_train", 0) for record in runs(folder)), default=0)
     made = {"name": name, "config": flat(_config(folder)), "evaluators": evaluators, "tests_in_train": known}
     return made | {"versions": {k: v for k, v in found.items() if v}}
-
-
-def _series(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rows of each series, of its finished runs only if it has some."""
-    series: dict[str, list[Row]] = {}
-    for row in rows:
-        series.setdefault(row["series"], []).append(row)
-    return {name: [row for row in group if row["finished"]] or group for name, group in series.items()}
-
-
-def _sibling(row: Row, method: str) -> str:
-    """The series of another method in the same workdir."""
-    return method + row["series"].removeprefix(row["method"])
-
-
-def _last(rows: Sequence[Row]) -> dict[int, Row]:
-    """The last round of each seed."""
-    return {row["seed"]: row for row in rows}
-
-
-def _entry(name: str, rows: Sequence[Row], baseline: Sequence[Row] | None) -> Row:
-    first, last = _last(rows[::-1]), _last(rows)
-    replaced = [row["replaced"] for row in rows if row["replaced"] is not None]
-    judged = [row for row in rows if row["evaluator_accuracy"] is not None]
-    pairs = sum(row["evaluator_pairs"] for row in judged)
-    return {
-        "series": name,
-        "method": rows[0]["method"],
-        "seeds": sorted(last),
-        "finished": all(row["finished"] for row in rows),
-        "rounds": max(row["round"] for row in rows),
-        "test_accuracy": _mean(row["test_accuracy"] for row in last.values()),
-        "test_interval": _interval(list(last.values())),
-        "test_size": max((row["test_size"] or 0 for row in last.values()), default=0) or None,
-        "test_measure": rows[0]["test_measure"],
-        "supervisor_accuracy": _mean(row["supervisor_accuracy"] for row in first.values()),
-        "difference": None if baseline is None or rows[0]["method"] == BASELINE else _difference(last, _last(baseline)),
-        "label_accuracy_first": _mean(row["label_accuracy"] for row in first.values()),
-        "label_accuracy_last": _mean(row["label_accuracy"] for row in last.values()),
-        "evaluator_accuracy": sum(row["evaluator_accuracy"] * row["evaluator_pairs"] for row in judged) / pairs if pairs else None,
-        "evaluator_pairs": pairs or None,
-        "replaced": sum(replaced) / len(last) if replaced else None,
-    }
-
-
-def _mean(values: Iterator[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
-
-
-def _interval(rows: Sequence[Row]) -> list[float] | None:
-    """Of one seed, the interval that its run recorded; None where nothing was tested."""
-    if any(row["test_accuracy"] is None for row in rows):
-        return None
-    return rows[0]["test_interval"] if len(rows) == 1 else _estimated(metrics.bootstrap_interval, _results(rows))
-
-
-def _difference(rows: Mapping[int, Row], baseline: Mapping[int, Row]) -> Row | None:
-    """Of the seeds that both have and tested, paired by seed and, where they tell, by test example."""
-    tested = lambda side: {seed for seed, row in side.items() if row["test_accuracy"] is not None}
-    seeds = sorted(tested(rows) & tested(baseline))
-    if not seeds:
-        return None
-    results = _results([rows[seed] for seed in seeds] + [baseline[seed] for seed in seeds])
-    here, there = results[: len(seeds)], results[len(seeds) :]
-    over = "seeds" if results.shape[1] == 1 else "seeds and test examples"
-    ends = _estimated(metrics.paired_difference, here, there)
-    return {"mean": float(here.mean() - there.mean()), "interval": ends, "seeds": seeds, "over": over}
-
-
-def _results(rows: Sequence[Row]) -> Float[np.ndarray, "R N"]:
-    """Right (1) or wrong (0) per run and test example if all tell, of equally many; else the accuracies, N = 1."""
-    told = [row["test_right"] for row in rows]
-    if all(told) and len({len(right) for right in told}) == 1:
-        return np.array(told, float)
-    return np.array([[row["test_accuracy"]] for row in rows])
-
-
-def _estimated(how: Callable[..., metrics.Estimate], *results: Float[np.ndarray, "R N"]) -> list[float] | None:
-    """The interval, or None where there is one number only, which says nothing of its spread."""
-    if results[0].size == 1:
-        return None
-    estimate = how(*results, seed=0)
-    return [estimate.low, estimate.high]
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ilr_jax import main, report, settings
+from ilr_jax import estimates, main, report, settings
 from ilr_jax.files import explained, read_json, write_csv, write_json
 from ilr_jax.store import claim
 from ilr_jax.types import Config
@@ -178,14 +178,14 @@ def execute(jobs: Sequence[Job], n: int) -> list[Job]:
 
 
 def collect(folder: str | Path) -> list[dict[str, Any]]:
-    """One entry per point and method of the folder, as `report.summarise` has them, with the point's fields; writes both result files.
+    """One entry per point and method of the folder, as `estimates.summarise` has them, with the point's fields; writes both result files.
 
     Points of which no round has ended yet are left out. Raises ValueError for a damaged record.
     """
     entries = []
     for path in sorted(Path(folder, "points").iterdir()):
         if list(path.glob("runs/*.json")):
-            summary = report.summarise(report.collect([path]))
+            summary = estimates.summarise(report.collect([path]))
             entries += [{"point": path.name, "fields": read_json(path / "point.json"), **entry} for entry in summary]
     write_json(Path(folder) / "results.json", {"points": entries})
     lines = [{"point": entry["point"], **entry["fields"], **_flat(entry)} for entry in entries]

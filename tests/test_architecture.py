@@ -28,7 +28,8 @@ ARROWS = {
     "train": {"files", "hosts", "interruption", "mirror", "models", "progress", "sharding", "types"},
     "refine": {"types"},
     "page": {"files", "types"},
-    "report": {"files", "metrics", "page", "refine", "settings", "types"},
+    "estimates": {"files", "metrics", "refine", "types"},
+    "report": {"estimates", "files", "page", "settings", "types"},
     "provenance": {"files", "report", "types"},
     "settings": {"tasks", "types"},
     "roles": {"files", "hosts", "models", "sharding", "tokenizer", "types"},
@@ -60,10 +61,24 @@ ARROWS = {
     "export": {"files", "models", "roles", "stages", "store"},
     "main": {"hosts", "interruption", "progress", "rounds", "types"},
     "plan": {"batches", "evaluator", "main", "models", "roles", "sample", "sharding", "stages", "store", "train"},
-    "sweep": {"files", "main", "report", "settings", "store", "types"},
+    "sweep": {"estimates", "files", "main", "report", "settings", "store", "types"},
     "cli": {"main", "sweep", "report", "export", "files", "mirror", "provenance", "store", "types"},
 }
-WITHOUT_JAX = {"types", "files", "interruption", "progress", "store", "metrics", "batches", "tasks", "settings", "refine", "page", "report"}
+WITHOUT_JAX = {
+    "types",
+    "files",
+    "interruption",
+    "progress",
+    "store",
+    "metrics",
+    "batches",
+    "tasks",
+    "settings",
+    "refine",
+    "page",
+    "report",
+    "estimates",
+}
 WITHOUT_JAX |= {"mirror", "provenance", "services", "sweep"}
 
 

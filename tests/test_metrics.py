@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ilr_jax.metrics import accuracy, bootstrap_interval, paired_difference
+from ilr_jax.metrics import accuracy, bootstrap_interval, bootstrap_share, paired_difference
 
 
 def flips(p: float, *shape: int, seed: int = 0) -> np.ndarray:
@@ -61,7 +61,21 @@ def test_nothing_cannot_be_averaged(function):
         function(np.zeros(0, bool))
 
 
+def test_a_share_is_that_of_all_and_its_interval_is_over_runs():
+    share, low, high = bootstrap_share(np.array([10, 90, 50]), np.array([100, 100, 50]), seed=0)
+    assert share == 0.6 and low == pytest.approx(0.1) and high == pytest.approx(1.0)
+    assert bootstrap_share(np.array([3, 6, 9]), np.array([10, 20, 30]), seed=0) == pytest.approx((0.3, 0.3, 0.3))
+    assert bootstrap_share(np.array([0, 1]), np.array([0, 2]), seed=0) == (0.5, 0.5, 0.5)  # a run that is of nothing says nothing
+    many = np.random.default_rng(0).binomial(100, 0.7, size=200)
+    _, low, high = bootstrap_share(many, np.full(200, 100), seed=0)
+    wanted = 1.96 * many.std() / 100 / 200**0.5
+    assert (high - low) / 2 == pytest.approx(wanted, rel=0.1)
+
+
 def test_bad_values_and_settings_are_refused():
+    for right, of in ((np.ones(2), np.ones(3)), (np.zeros(2), np.zeros(2))):
+        with pytest.raises(ValueError, match="what is right and what it is of for each run"):
+            bootstrap_share(right, of, 0)
     with pytest.raises(ValueError, match="1 non-finite"):
         bootstrap_interval(np.array([1.0, np.nan]), 0)
     with pytest.raises(ValueError, match=r"shapes \(3,\) and \(4,\)"):

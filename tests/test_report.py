@@ -11,7 +11,7 @@ import pytest
 from made_up_runs import make_workdir, round_row, write_run
 from rich.console import Console
 
-from ilr_jax import page, provenance, report
+from ilr_jax import estimates, page, provenance, report
 from ilr_jax.files import read_json, write_json
 
 
@@ -85,11 +85,28 @@ def test_results_as_a_table(workdir):
 
 def test_several_seeds_give_mean_and_interval(tmp_path):
     make_workdir(tmp_path, seeds=(0, 4, 2))
-    ilr = row_of(report.summarise(report.collect([tmp_path])), method="ilr")
+    ilr = row_of(estimates.summarise(report.collect([tmp_path])), method="ilr")
     assert ilr["seeds"] == [0, 2, 4] and ilr["test_accuracy"] == pytest.approx(0.63)
     assert ilr["test_interval"] == pytest.approx([0.61, 0.65], abs=0.005)
     assert ilr["difference"]["mean"] == pytest.approx(0.11) and ilr["difference"]["interval"] == pytest.approx([0.11, 0.11])
     assert ilr["replaced"] == 2
+
+
+def test_shares_have_intervals_over_seeds_and_none_of_one(tmp_path):
+    make_workdir(tmp_path, seeds=(0, 1))
+    record = read_json(tmp_path / "runs" / "ilr-seed1.json")
+    for row in record["rounds"][1:]:
+        row |= {"evaluator_accuracy": 0.4, "label_accuracy": 0.9, "audit": record["rounds"][2]["audit"]}
+    write_json(tmp_path / "runs" / "ilr-seed1.json", record)
+    rows = report.collect([tmp_path])
+    ilr, card = (row_of(found, series="ilr") for found in (estimates.summarise(rows), estimates.cards(rows, report.decisions(rows))))
+    assert ilr["label_interval"] == pytest.approx([0.61, 0.9]) and ilr["evaluator_interval"] == pytest.approx([0.4, 0.75])
+    assert card["recall"] == 4 / 7 and card["intervals"]["recall"] == pytest.approx([1 / 2, 2 / 3])
+    assert "[40.0,75.0]" in page.headline(ilr)[6] and "57.1% of 7 [50.0,66.7]" in page.report_card(card)
+    alone = [row for row in rows if row["seed"] == 0]
+    ilr, card = (row_of(found, series="ilr") for found in (estimates.summarise(alone), estimates.cards(alone, report.decisions(alone))))
+    assert ilr["label_interval"] is ilr["evaluator_interval"] is card["intervals"]["recall"] is None
+    assert page.headline(ilr)[6] == "75.0% of 40" and "66.7% of 3" in page.report_card(card)
 
 
 def test_differences_are_paired_by_example_where_the_runs_tell(tmp_path):
@@ -97,7 +114,7 @@ def test_differences_are_paired_by_example_where_the_runs_tell(tmp_path):
     write_run(tmp_path, "sft", [round_row(0, 0.6, test_right=right)])
     write_run(tmp_path, "ilr", [round_row(1, 0.7, test_right=right[:60] + [1] * 10 + [0] * 30)])
     write_run(tmp_path, "naive", [round_row(1, 0.6, test_right=right[::-1])])
-    summary = report.summarise(report.collect([tmp_path]))
+    summary = estimates.summarise(report.collect([tmp_path]))
     ilr, naive = (row_of(summary, method=name)["difference"] for name in ("ilr", "naive"))
     assert ilr["over"] == "seeds and test examples"
     assert ilr["mean"] == pytest.approx(0.1)
@@ -112,16 +129,16 @@ def test_what_was_not_tested_is_null_and_has_no_difference(tmp_path):
         write_run(tmp_path, "sft", [round_row(0, 0.0, **untested)], seed)
         write_run(tmp_path, "ilr", [round_row(number, 0.0, **untested, label_accuracy=0.5) for number in (0, 1)], seed)
     rows = report.collect([tmp_path])
-    summary = report.summarise(rows)
+    summary = estimates.summarise(rows)
     assert [(entry["test_accuracy"], entry["test_interval"], entry["difference"]) for entry in summary] == [(None, None, None)] * 2
-    assert report.differences(rows) == [] and page.supervisor(summary).startswith("test accuracy is not known")
+    assert estimates.differences(rows) == [] and page.supervisor(summary).startswith("test accuracy is not known")
     assert "test accuracy is not known" in report.write([tmp_path]).read_text()
 
 
 def test_unfinished_runs_do_not_enter_means_of_finished_ones(workdir):
     write_run(workdir, "ilr", [round_row(0, 0.1)], seed=1, finished=False)
     write_run(workdir, "naive", [round_row(0, 0.2)], finished=False)
-    summary = report.summarise(report.collect([workdir]))
+    summary = estimates.summarise(report.collect([workdir]))
     assert row_of(summary, method="ilr")["seeds"] == [0]
     naive = row_of(summary, method="naive")
     assert naive["test_accuracy"] == 0.2 and page.headline(naive)[0] == "naive (unfinished)"
@@ -130,7 +147,7 @@ def test_unfinished_runs_do_not_enter_means_of_finished_ones(workdir):
 def test_workdirs_with_other_seeds_are_one_curve_and_with_the_same_runs_two(tmp_path):
     one, two, other = (make_workdir(tmp_path / name, seeds) for name, seeds in [("one", (0,)), ("two", (1,)), ("other", (0,))])
     assert {row["series"] for row in report.collect([one, two])} == {"sft", "ilr", "dpo"}
-    summary = report.summarise(report.collect([one, other]))
+    summary = estimates.summarise(report.collect([one, other]))
     assert row_of(summary, series="ilr (other)")["difference"]["mean"] == pytest.approx(0.11)
     assert [entry["series"] for entry in summary][:2] == ["sft (one)", "sft (other)"]
 
@@ -220,7 +237,7 @@ def test_ilr_is_compared_with_each_rival_over_all_seeds(tmp_path):
 
 def test_differences_stay_within_a_workdir_where_two_hold_the_same_runs(tmp_path):
     workdirs = [make_workdir(tmp_path / name) for name in ("one", "two")]
-    pairs = [(entry["series"], entry["against"]) for entry in report.differences(report.collect(workdirs))]
+    pairs = [(entry["series"], entry["against"]) for entry in estimates.differences(report.collect(workdirs))]
     assert pairs == [(f"ilr ({name})", f"{rival} ({name})") for name in ("one", "two") for rival in ("dpo", "sft")]
 
 

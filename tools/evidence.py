@@ -1,23 +1,23 @@
-"""The experiments behind docs/evidence.md, and the document made of what they left: every table of it, nothing written by hand.
+"""The experiments behind docs/results.md: they leave docs/evidence.jsonl, and of that all tables are made, nothing of them by hand.
 
 python tools/evidence.py run DIR      # or go on with it; --jobs=2 at a time; hours
-python tools/evidence.py write DIR    # docs/evidence.md and evidence-rounds.md of the points that are finished, and the plots
+python tools/evidence.py write DIR    # put the points that are finished in evidence.jsonl, draw the plots, then as below
+python tools/evidence.py write        # evidence.md, evidence-rounds.md and the tables of results.md, out of evidence.jsonl
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
+import evidence_records
 import numpy as np
 
-from ilr_jax import page, report, sweep
+from ilr_jax import page, sweep
 from ilr_jax.files import write_bytes
 
 SEEDS = "0,1,2,3,4"
-OUT = Path(__file__).parent.parent / "docs" / "evidence.md"
-ROUNDS_OUT = OUT.with_name("evidence-rounds.md")
+DOCS = Path(__file__).parent.parent / "docs"
 GREY = "#76808a"  # seen on light and on dark
 # Title; methods; axes of the grid.
 SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
@@ -42,24 +42,28 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 INTRODUCTION = f"""# Evidence
 
 Made by `python tools/evidence.py write DIR` from what `python tools/evidence.py run DIR` left; what it means: [results.md](results.md).
-The quickstart with seeds {SEEDS}: 800 weak labels, 400 test questions, three rounds, after the last of which `test` is measured.
-[..]: 95 % bootstrap intervals over seeds and test questions. Labels right: before and after. Evaluator right: on all rounds' pairs with
-exactly one right answer. Precision: of the labels that were replaced, the new one is right; recall: of the right proposals against a wrong
-label, those that were accepted. Comparisons, TFLOP of training, and seconds of all stages (each by one of two processes on a machine of two
-cores) are a seed's, all rounds together; supervisor and evaluator are counted in. Other work shared that machine at
-times: seconds are bounds from above. All of them round by round: [evidence-rounds.md](evidence-rounds.md).
+The quickstart with seeds {SEEDS}: 800 weak labels, 400 test questions, three rounds, after the last of which `test` is measured. [..]:
+95 % bootstrap intervals over seeds, of `test` and differences over test questions too; "of": seeds together. Labels right: before and
+after. Evaluator right: on all rounds' pairs with exactly one right answer. Precision: of the labels that were replaced, the new one is
+right; recall: of the right proposals against a wrong label, those that were accepted. Comparisons, TFLOP of training, and seconds of
+all stages (each by one of two processes on a machine of two cores) are a seed's, all rounds together; supervisor and evaluator are
+counted in. Other work shared that machine at times: seconds are bounds from above. All of it round by round:
+[evidence-rounds.md](evidence-rounds.md).
 """
 ROUNDS_INTRODUCTION = """# Evidence, round by round
 
 The points of [evidence.md](evidence.md), made by the same command: means over the seeds; `comparisons`, `replaced`, the four flows of
 replaced labels, TFLOP and seconds are those of one seed and of that round alone. The evaluator's two errors are over the comparisons of all
 seeds. The pairs of DPO have no holder who might give up a right answer, and both orders count alike: its two errors are one, what
-`evaluator right` leaves. `dpo_pairs` learns from the comparisons of `ilr`: their errors stand there.
+`evaluator right` leaves.
 """
+SHARES = ("test", "labels", "evaluator", "gives_up", "refuses", "precision", "recall")
+COUNTS = ("compared", "replaced", *page.FLOWS)
 ROUND = ("method", "round", "test", "labels right", "evaluator right", "gives up right labels", "refuses right proposals", "precision")
 ROUND += ("recall", "comparisons", "replaced", *(flow.replace("_", " ") for flow in page.FLOWS), "TFLOP", "seconds")
 HEAD = ("setting", "method", "test", "minus SFT, points", "ILR minus it, points", "labels right", "evaluator right", "comparisons")
-HEAD += ("precision", "recall", "TFLOP", "seconds")
+LONG = (*HEAD, "precision", "recall", "TFLOP", "seconds")
+BEGIN, END = "<!-- tables: python tools/evidence.py write -->", "<!-- end of tables -->"
 
 CURVES = {
     "test": ("test_accuracy", "round"),
@@ -70,21 +74,25 @@ CURVES = {
 PLOTS = {name: page.CHARTS[fields] for name, fields in CURVES.items()} | {"flows": "What the replaced labels were and became"}
 
 Row = dict[str, Any]
+Points = list[tuple[str, list[Row]]]  # name, and the records of its methods
+Section = tuple[str, str, tuple[str, ...], Points]  # of SECTIONS, with its points
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command line; the exit code is that of the first sweep that fails."""
-    if len(argv) < 2 or argv[0] not in ("run", "write"):
-        print(__doc__, file=sys.stderr)
-        return 2
-    if argv[0] == "write":
-        write_bytes(OUT, document(Path(argv[1])).encode())
-        write_bytes(ROUNDS_OUT, round_by_round(Path(argv[1])).encode())
-        for name, svg in plots(Path(argv[1])).items():
-            write_bytes(OUT.with_name(f"evidence-{name}.svg"), svg.encode())
-        return 0
-    codes = [sweep.run([*command(methods, axes, argv[1]), *argv[2:]]) for _, methods, axes in SECTIONS]
-    return next((code for code in codes if code), 0)
+    match argv:
+        case ["write"]:
+            write(DOCS)
+        case ["write", folder]:
+            add(DOCS, Path(folder))
+            write(DOCS)
+        case ["run", folder, *words]:
+            codes = [sweep.run([*command(methods, axes, folder), *words]) for _, methods, axes in SECTIONS]
+            return next((code for code in codes if code), 0)
+        case _:
+            print(__doc__, file=sys.stderr)
+            return 2
+    return 0
 
 
 def command(methods: str, axes: Sequence[str], folder: str) -> list[str]:
@@ -93,34 +101,76 @@ def command(methods: str, axes: Sequence[str], folder: str) -> list[str]:
     return [*fixed, *(word for axis in axes for word in ("--grid", axis))]
 
 
-def document(folder: Path) -> str:
-    """The text: a section for each of SECTIONS that has finished points."""
+def add(docs: Path, folder: Path) -> None:
+    """Put the records of all points whose seeds have ended in evidence.jsonl, and draw the plots if the first one's have."""
+    file, seeds = docs / "evidence.jsonl", len(SEEDS.split(","))
+    known, found = evidence_records.read(file), {}
+    for _, methods, axes in SECTIONS:
+        for point in sweep.grid(axes):
+            for record in evidence_records.made(folder / "points" / point.name, point.name, methods.split(","), seeds):
+                found[point.name, record["method"]] = record
+    order = [(point.name, method) for _, methods, axes in SECTIONS for point in sweep.grid(axes) for method in methods.split(",")]
+    records = known | found
+    evidence_records.write(file, {place: records[place] for place in dict.fromkeys(order) if place in records})
+    _, methods, axes = SECTIONS[0]
+    (first,) = sweep.grid(axes)
+    if (first.name, "sft") in found:
+        for name, svg in plots(evidence_records.finished(folder / "points" / first.name, methods.split(","), seeds)).items():
+            write_bytes(docs / f"evidence-{name}.svg", svg.encode())
+
+
+def write(docs: Path) -> None:
+    """All documents, of the records; of results.md what stands between the marks."""
+    found = sections(docs)
+    write_bytes(docs / "evidence.md", document(found).encode())
+    write_bytes(docs / "evidence-rounds.md", round_by_round(found).encode())
+    before, rest = (docs / "results.md").read_text().split(BEGIN)
+    write_bytes(docs / "results.md", f"{before}{BEGIN}\n{headlines(found[:2])}\n{END}{rest.split(END)[1]}".encode())
+
+
+def sections(docs: Path) -> list[Section]:
+    """Those of SECTIONS that have records, with them."""
+    records = evidence_records.read(docs / "evidence.jsonl")
+    named = lambda name, methods: [records[name, method] for method in methods.split(",") if (name, method) in records]
+    found = ((*section, [(p.name, named(p.name, section[1])) for p in sweep.grid(section[2])]) for section in SECTIONS)
+    known = ((title, methods, axes, [(name, rows) for name, rows in points if rows]) for title, methods, axes, points in found)
+    return [section for section in known if section[-1]]
+
+
+def document(found: Sequence[Section]) -> str:
+    """The text of evidence.md."""
     parts = [INTRODUCTION]
-    for title, methods, axes, found in sections(folder):
-        parts += [f"## {title}\n", f"`ilr sweep {' '.join(command(methods, axes, 'DIR'))}`\n"]
-        parts += table(HEAD, [line for point, rows in found for line in lines(point, rows)])
+    for title, methods, axes, points in found:
+        days = ", ".join(sorted({row["run"] for _, rows in points for row in rows}))
+        parts += [f"## {title}\n", f"`ilr sweep {' '.join(command(methods, axes, 'DIR'))}` ({days})\n"]
+        parts += table(LONG, [line(cells(name, row)) for name, rows in points for row in rows])
         if not axes:
-            parts += ["Round by round:\n", *table(ROUND, rounds(found[0][1]))]
-            parts += [f"![{title}](evidence-{name}.svg)" for name, title in PLOTS.items()] + [""]
+            parts += ["Round by round:\n", *table(ROUND, rounds(points[0][1])), *pictures(), ""]
     return "\n".join(parts)
 
 
-def round_by_round(folder: Path) -> str:
-    """The text of the second document: a table of ROUND for each point of `sections`."""
+def round_by_round(found: Sequence[Section]) -> str:
+    """The text of evidence-rounds.md: a table of ROUND for each point."""
     parts = [ROUNDS_INTRODUCTION]
-    for title, _, _, found in sections(folder):
+    for title, _, _, points in found:
         parts += [f"## {title}\n"]
-        for point, rows in found:
-            parts += [f"`{point}`\n", *table(ROUND, rounds(rows))]
+        for name, rows in points:
+            parts += [f"`{name}`\n", *table(ROUND, rounds(rows))]
     return "\n".join(parts)
 
 
-def sections(folder: Path) -> Iterator[tuple[str, str, tuple[str, ...], list[tuple[str, list[Row]]]]]:
-    """Those of SECTIONS that have finished points: with their names and rows."""
-    for title, methods, axes in SECTIONS:
-        found = [(point.name, rows) for point in sweep.grid(axes) if (rows := finished(folder / "points" / point.name, methods))]
-        if found:
-            yield title, methods, axes, found
+def headlines(found: Sequence[Section]) -> str:
+    """The tables of results.md: a line for each method, what was asked and what came of it; and the plots."""
+    parts = []
+    for title, _, axes, points in found:
+        lines = [line(cells(name, row)[: len(HEAD)]) for name, rows in points for row in rows]
+        parts += [f"**{title}**\n", *table(HEAD, lines), *([] if axes else [*pictures(), ""])]
+    return "\n".join(parts).strip()
+
+
+def pictures() -> list[str]:
+    """The plots, as Markdown."""
+    return [f"![{title}](evidence-{name}.svg)" for name, title in PLOTS.items()]
 
 
 def table(head: Sequence[str], lines: Iterable[str]) -> list[str]:
@@ -129,35 +179,57 @@ def table(head: Sequence[str], lines: Iterable[str]) -> list[str]:
 
 
 def line(cells: Iterable[str]) -> str:
-    """A table's line; what does not apply is left blank."""
-    return ("| " + " | ".join(cells) + " |").replace("–", "")
+    """A table's line."""
+    return "| " + " | ".join(cells) + " |"
 
 
-def rounds(rows: Sequence[Row]) -> Iterator[str]:
-    """A line for each round of each method: means over the seeds, the evaluator's shares over the comparisons of all."""
-    for method in dict.fromkeys(row["method"] for row in rows):
-        for number in sorted({row["round"] for row in rows if row["method"] == method}):
-            mine = [row for row in rows if (row["method"], row["round"]) == (method, number)]
-            mean = lambda name, mine=mine: None if any(row[name] is None for row in mine) else fmean(row[name] for row in mine)
-            told = lambda name, unit=1.0, digits=0, mean=mean: "" if (value := mean(name)) is None else f"{value / unit:,.{digits}f}"
-            card = next(iter(report.cards(mine, report.decisions(mine))), {})
-            cells = [method, str(number), *(page.percent(mean(name)) for name in ("test_accuracy", "label_accuracy", "evaluator_accuracy"))]
-            cells += [page.percent(card.get(name)) for name in ("accepts_wrong", "rejects_right")]
-            cells += [page.percent(precision(mine)), page.percent(card.get("recall"))]
-            cells += [told(name) for name in ("compared", "replaced", *page.FLOWS)]
-            yield line([*cells, told("training_flops", 1e12, 1), told("seconds")])
+def cells(name: str, row: Row) -> list[str]:
+    """A record's line under LONG."""
+    labels = f"{share(row['labels_before'])} → {share(row['labels'], of=False)}" if row["labels"] else ""
+    return [
+        name,
+        row["method"],
+        share(row["test"], of=False),
+        *(points(row[key]) for key in ("minus_sft", "ilr_minus")),
+        labels,
+        share(row["evaluator"]),
+        count(row["compared"] or 0),
+        *(share(row[key]) for key in ("precision", "recall")),
+        count(row["tflop"], 1),
+        count(row["seconds"]),
+    ]
 
 
-def precision(rows: Sequence[Row]) -> float | None:
-    """Of the labels that were replaced, those whose new one is right; None if none was."""
-    counts = {flow: sum(row[flow] or 0 for row in rows) for flow in page.FLOWS}
-    return (counts["wrong_to_right"] + counts["right_to_right"]) / sum(counts.values()) if any(counts.values()) else None
+def rounds(records: Sequence[Row]) -> Iterator[str]:
+    """A line under ROUND for each round of each record."""
+    for row in records:
+        for each in row["rounds"]:
+            figures = [share(each[key], of=key not in ("test", "labels")) for key in SHARES]
+            counts = [count(each[key]) for key in COUNTS]
+            yield line([row["method"], str(each["round"]), *figures, *counts, count(each["tflop"], 1), count(each["seconds"])])
 
 
-def plots(folder: Path) -> dict[str, str]:
-    """PLOTS as SVG, of the first section."""
-    _, methods, _ = SECTIONS[0]
-    rows = finished(folder / "points" / "base", methods)
+def share(figure: Sequence[Any] | None, of: bool = True) -> str:
+    """A figure of `evidence_records` as a cell."""
+    if figure is None:
+        return ""
+    value, low, high, n = figure
+    many = f" of {n:,}" if of and n else ""
+    return page.percent(value) + many + page.interval(None if low is None else [low, high])
+
+
+def points(figure: Sequence[Any] | None) -> str:
+    """A difference as a cell."""
+    return "" if figure is None else f"{figure[0] * 100:+.1f}{page.interval(None if figure[1] is None else figure[1:3], '+')}"
+
+
+def count(value: float | None, digits: int = 0) -> str:
+    """A count, a mean over the seeds, as a cell."""
+    return "" if value is None else f"{value:,.{digits}f}"
+
+
+def plots(rows: Sequence[Row]) -> dict[str, str]:
+    """PLOTS as SVG, of the report's rows."""
     made = {name: page.chart(rows, *fields) for name, fields in CURVES.items()} | {"flows": flows(rows)}
     return {name: svg.replace("currentColor", GREY) for name, svg in made.items()}
 
@@ -177,43 +249,6 @@ def flows(rows: Sequence[Row]) -> str:
         axes.set_ylabel("labels replaced")
 
     return page.drawn("flows", draw, share=False)
-
-
-def finished(workdir: Path, methods: str) -> list[Row]:
-    """The rows of the methods whose five seeds have all ended there; none if SFT's have not."""
-    if not list(workdir.glob("runs/*.json")):
-        return []
-    rows = [row for row in report.collect([workdir]) if row["finished"] and row["method"] in methods.split(",")]
-    full = {
-        method for method in methods.split(",") if len({row["seed"] for row in rows if row["method"] == method}) == len(SEEDS.split(","))
-    }
-    return [row for row in rows if row["method"] in full] if "sft" in full else []
-
-
-def lines(name: str, rows: Sequence[Row]) -> Iterator[str]:
-    """A line of the table for each method."""
-    ahead = {entry["against"]: entry for entry in report.differences(rows)}
-    cards = {entry["series"]: entry for entry in report.cards(rows, report.decisions(rows))}
-    for entry in report.summarise(rows):
-        mine = [row for row in rows if row["series"] == entry["series"]]
-        seeds = len(entry["seeds"])
-        card = cards.get(entry["series"], {})
-        cells = [name, entry["method"], page.percent(entry["test_accuracy"]) + page.interval(entry["test_interval"])]
-        cells += [points(entry["difference"]), points(ahead.get(entry["method"]))]
-        first, last = entry["label_accuracy_first"], entry["label_accuracy_last"]
-        cells.append("" if last is None or entry["method"] == "dpo" else f"{page.percent(first)} → {page.percent(last)}")
-        cells += [page.percent(entry["evaluator_accuracy"]), f"{sum(row['compared'] or 0 for row in mine) / seeds:,.0f}"]
-        cells += [page.percent(precision(mine)), page.percent(card.get("recall"))]
-        cells += [
-            f"{sum(row['training_flops'] or 0 for row in mine) / seeds / 1e12:.1f}",
-            f"{sum(row['seconds'] for row in mine) / seeds:.0f}",
-        ]
-        yield line(cells)
-
-
-def points(difference: Mapping[str, Any] | None) -> str:
-    """A difference with its interval."""
-    return "" if difference is None else f"{difference['mean'] * 100:+.1f}{page.interval(difference['interval'], '+')}"
 
 
 if __name__ == "__main__":
