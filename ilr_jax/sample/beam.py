@@ -22,6 +22,8 @@ from jaxtyping import Array, Bool, Float, Int
 from ilr_jax.models.cache import Cache, empty_part
 from ilr_jax.sample import slots
 from ilr_jax.sample.slots import Compute, Fill, Result
+from ilr_jax.sample.topk import top_k
+from ilr_jax.sharding import Layout
 
 NOTHING = -1e9  # the score of a beam that is not there; a real one stays far above
 REAL = NOTHING / 2
@@ -122,13 +124,15 @@ def admit(compute: Compute, weights: Any, state: Beams, fill: Fill) -> Beams:
     return compute.split(new)
 
 
-def _candidates(state: Beams, logits: Float[Array, "N V"], settings: BeamSettings, eos: tuple[int, ...]) -> Candidates:
+def _candidates(
+    layout: Layout | None, state: Beams, logits: Float[Array, "N V"], settings: BeamSettings, eos: tuple[int, ...]
+) -> Candidates:
     """The best continuations over all beams of a prompt, through the best of each beam: never a sort over beams times vocabulary."""
     (g, b), v = state.log_prob.shape, logits.shape[1]
     count = b * (2 if settings.length == "total" else 1 + len(eos))
-    values, ids = jax.lax.top_k(logits, min(count, v))
+    values, ids = top_k(layout, logits, min(count, v), "vocab")
     values = (values - jax.nn.logsumexp(logits, axis=1, keepdims=True)).reshape(g, b, -1) + state.log_prob[:, :, None]
-    log_prob, best = jax.lax.top_k(values.reshape(g, -1), min(count, values.size // g))
+    log_prob, best = top_k(layout, values.reshape(g, -1), min(count, values.size // g))
     token = _pick(ids.reshape(g, -1), best)
     ended = jnp.isin(token, jnp.array(eos))
     last = (state.drawn + 1 >= state.limits)[:, None]
@@ -142,7 +146,7 @@ def _grown(
     return jnp.where(here, token[:, :, None], _pick(tokens, parent))
 
 
-def _finish(state: Beams, found: Candidates, settings: BeamSettings) -> Pool:
+def _finish(layout: Layout | None, state: Beams, found: Candidates, settings: BeamSettings) -> Pool:
     """The pool with this step's finished candidates competing for its places."""
     width, length = settings.width, (state.drawn + 1)[:, None] - found.ended
     if settings.length == "generated":
@@ -153,7 +157,7 @@ def _finish(state: Beams, found: Candidates, settings: BeamSettings) -> Pool:
     tokens = _grown(state.tokens, state.drawn, found.parent, found.token)
     new = Pool(jnp.where(enters, found.log_prob / counted, NOTHING), found.log_prob, tokens, length, found.ended)
     both = jax.tree.map(lambda old, new: jnp.concatenate([old, new], axis=1), state.pool, new)
-    _, best = jax.lax.top_k(both.score, width)
+    _, best = top_k(layout, both.score, width)
     return jax.tree.map(lambda x: _pick(x, best), both)
 
 
@@ -164,11 +168,13 @@ def _is_done(state: Beams, best: Float[Array, " G"], pool: Pool, settings: BeamS
     return state.done | (best <= REAL) | ((worst > REAL) & hopeless)
 
 
-def _choose(state: Beams, logits: Float[Array, "N V"], settings: BeamSettings, eos: tuple[int, ...]) -> tuple[Beams, Int[Array, "G B"]]:
+def _choose(
+    layout: Layout | None, state: Beams, logits: Float[Array, "N V"], settings: BeamSettings, eos: tuple[int, ...]
+) -> tuple[Beams, Int[Array, "G B"]]:
     """The state with the beams of the next step, and their newest tokens."""
-    found = _candidates(state, logits, settings, eos)
-    pool = _finish(state, found, settings)
-    log_prob, best = jax.lax.top_k(jnp.where(found.hit, NOTHING, found.log_prob), settings.width)
+    found = _candidates(layout, state, logits, settings, eos)
+    pool = _finish(layout, state, found, settings)
+    log_prob, best = top_k(layout, jnp.where(found.hit, NOTHING, found.log_prob), settings.width)
     parent, token = _pick(found.parent, best), _pick(found.token, best)
     state = state._replace(
         ancestors=_pick(state.ancestors, parent),
@@ -193,7 +199,7 @@ def advance(
     def step(s: Beams) -> Beams:
         """One token more for every running beam."""
         positions = jnp.repeat(s.starts + s.drawn, settings.width)[:, None]
-        s, token = _choose(s, model.logits(s.hidden.reshape(-1, s.hidden.shape[2])), settings, eos)
+        s, token = _choose(compute.layout, s, model.logits(s.hidden.reshape(-1, s.hidden.shape[2])), settings, eos)
         ancestors = s.ancestors.reshape(positions.shape[0], -1)
         hidden, cache = model.step(
             token.reshape(-1, 1), positions, s.cache, adapters, dtype=compute.dtype, layers=layers, ancestors=ancestors

@@ -101,7 +101,7 @@ def advance(
     def step(i: Array, s: Samples) -> Samples:
         """One token more in every busy slot."""
         busy, logits = s.left > 0, model.logits(s.hidden)
-        token = sampling.draw(logits, noise[i], *rule)
+        token = sampling.draw(logits, noise[i], *rule, layout=compute.layout)
         ended = busy & jnp.isin(token, jnp.array(eos))
         said = sampling.log_probs(logits, token)
         tokens = jnp.where((steps == s.drawn[:, None]) & busy[:, None], token[:, None], s.tokens)

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from ilr_jax.models.platform import platform
+from ilr_jax.sample.topk import top_k as likeliest
+from ilr_jax.sharding import Layout
 
 WINDOW = 64  # a nucleus is looked for among so many of the likeliest tokens first
 TRIANGLE = 1024  # weights at most whose running sum is a product
@@ -64,13 +66,13 @@ def _two_levels(weights: Float[Array, "N V"], u: Float[Array, "N 1"]) -> Int[Arr
 
 
 def _nucleus(
-    scaled: Float[Array, "N V"], size: int, u: Float[Array, "N 1"], total: Float[Array, "N 1"] | None, top_p: float
+    scaled: Float[Array, "N V"], size: int, u: Float[Array, "N 1"], total: Float[Array, "N 1"] | None, top_p: float, layout: Layout | None
 ) -> tuple[Int[Array, " N"], Array]:
     """Draws from the smallest set of likeliest tokens that holds `top_p` of `total` (None: of the window), the crossing token included.
 
     Looks at the `size` likeliest; the second result says which rows would have needed more.
     """
-    values, ids = jax.lax.top_k(scaled, size)
+    values, ids = likeliest(layout, scaled, size, "vocab")
     # The first is the largest, but a slice of what top_k gives would make XLA sort the whole vocabulary (170 times as long on a CPU).
     weights = jnp.exp(values - jnp.max(values, axis=1, keepdims=True))
     sums = _running_sum(weights)
@@ -101,25 +103,31 @@ def _above_threshold(weights: Float[Array, "N V"], u: Float[Array, "N 1"], total
 
 
 def draw(
-    logits: Float[Array, "N V"], uniform: Float[Array, " N"], temperature: float, top_k: int | None = None, top_p: float = 1.0
+    logits: Float[Array, "N V"],
+    uniform: Float[Array, " N"],
+    temperature: float,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    layout: Layout | None = None,
 ) -> Int[Array, " N"]:
     """A token a row from float32 logits; exact up to float32 rounding. Temperature 0 takes the likeliest token, the lowest id among equals.
 
-    With top-k, exactly k tokens remain (the lower ids among equals) and top-p is a share of their mass.
+    With top-k, exactly k tokens remain (the lower ids among equals) and top-p is a share of their mass. `layout` is how rows and
+    vocabulary are split.
     """
     if temperature == 0:
         return jnp.argmax(logits, axis=1)
     scaled, u = logits / temperature if temperature != 1 else logits, uniform[:, None]
     vocabulary = logits.shape[1]
     if top_k is not None and top_k < vocabulary:
-        return _nucleus(scaled, top_k, u, None, top_p)[0]
+        return _nucleus(scaled, top_k, u, None, top_p, layout)[0]
     weigh = lambda: jnp.exp(scaled - jnp.max(scaled, axis=1, keepdims=True))
     if top_p >= 1:
         return _two_levels(weigh(), u)
     total = jnp.sum(weigh(), axis=1, keepdims=True)
     if platform() == "gpu":  # where 30 passes over the weights take half as long as finding the 64 likeliest (H100, 256 x 32,000)
         return _above_threshold(weigh(), u, total, top_p)
-    tokens, spilled = _nucleus(scaled, min(WINDOW, vocabulary), u, total, top_p)
+    tokens, spilled = _nucleus(scaled, min(WINDOW, vocabulary), u, total, top_p, layout)
     wide = lambda: _above_threshold(weigh(), u, total, top_p)  # weighed again: the usual case need not write the weights
     return jnp.where(spilled, jax.lax.cond(jnp.any(spilled), wide, lambda: tokens), tokens)
 
