@@ -1,11 +1,13 @@
 """Loading a checkpoint of two gigabytes: the peak memory of a process of its own."""
 
 import json
+import os
 import subprocess
 import sys
 
 import ml_dtypes
 import numpy as np
+import pytest
 
 from ilr_jax.models import tensors
 
@@ -19,7 +21,12 @@ LARGEST = 2 * WIDTH * MLP  # bytes
 LOAD = """
 import re, sys, threading, time
 import jax, jax.numpy as jnp
-from ilr_jax.models import hf
+from ilr_jax import sharding
+from ilr_jax.models import decoder, hf
+
+rules = {"batch": "data,fsdp", "embed": "fsdp", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
+layout = sharding.choose({"data": 1, "fsdp": len(jax.devices()) // 2 or 1, "tensor": 0}, rules, [], 0, 1)
+where = layout and sharding.shardings(layout, decoder.abstract(hf.read(sys.argv[1])))
 
 def resident():  # without pages of files, which the system takes back when it needs them
     return int(re.search(r"RssAnon:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
@@ -32,9 +39,10 @@ def watch():
 jax.block_until_ready(jnp.zeros(4))
 before, seen = resident(), [0]
 threading.Thread(target=watch, daemon=True).start()
-_, params = hf.load(sys.argv[1], dtype=jnp.bfloat16)
+_, params = hf.load(sys.argv[1], dtype=jnp.bfloat16, sharding=where)
 jax.block_until_ready(params)
-print(max(seen) - before, sum(x.nbytes for x in jax.tree.leaves(params)))
+held = [shard.data.nbytes for x in jax.tree.leaves(params) for shard in x.addressable_shards]
+print(max(seen) - before, sum(held), max(held))
 """
 
 
@@ -49,12 +57,22 @@ def checkpoint():
     yield "model.norm.weight", np.ones(WIDTH, ml_dtypes.bfloat16)
 
 
-def test_two_gigabytes_need_little_more_than_their_own_room(tmp_path):
-    """On a CPU the weights lie in the host's memory; beyond them there is room for a few tensors only."""
-    (tmp_path / "config.json").write_text(json.dumps(FIELDS))
-    tensors.write(tmp_path, "model", checkpoint(), limit=6 * 10**8)
-    assert len(list(tmp_path.glob("model-*.safetensors"))) == 4
-    done = subprocess.run([sys.executable, "-c", LOAD, str(tmp_path)], capture_output=True, text=True, check=True, timeout=300)
-    peak, weights = map(int, done.stdout.split())
-    assert weights > 2 * 10**9
-    assert peak - weights < 20 * LARGEST  # seen: 12; a stack of layers that is there twice makes 32
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The checkpoint, in four files."""
+    where = tmp_path_factory.mktemp("checkpoint")
+    (where / "config.json").write_text(json.dumps(FIELDS))
+    tensors.write(where, "model", checkpoint(), limit=6 * 10**8)
+    assert len(list(where.glob("model-*.safetensors"))) == 4
+    return where
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_two_gigabytes_need_little_more_than_their_own_room(folder, devices):
+    """On a CPU the weights lie in the host's memory, those of eight devices too; beyond them there is room for a few tensors only."""
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    command = [sys.executable, "-c", LOAD, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300, env=os.environ | flags)
+    peak, weights, largest = map(int, done.stdout.split())
+    assert 2 * 10**9 < weights < 2.1 * 10**9 and largest * devices == LAYERS * LARGEST
+    assert peak - weights < 20 * LARGEST  # seen: 12, and 6 of eight devices; a stack of layers that is there twice makes 32
