@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import sys
 import time
 from datetime import UTC, datetime
@@ -34,6 +35,7 @@ def main(name: str, size: str, path: str, *rest: str) -> None:
     if "roof" in row and reached:
         row["roof"]["share"] = row["roof"]["rate"] / reached[row["roof"]["kind"]]
     row |= {"wall": time.perf_counter() - start, "peak_bytes": peak_memory(), "others_busy": others, "roofs": reached}
+    row |= {"lengths": "GSM8K's" if os.environ.get("ILR_GSM8K_PATH") else "drawn"}
     row |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine(), "torch_device": peers.DEVICE}
     Path(path).write_text(json.dumps(row))
 

@@ -115,12 +115,30 @@ def sampled(made: Shape, data: Texts, n: int, batch: int) -> Side:
     return run
 
 
+def agree_greedy(made: Shape, data: Texts, count: int = 4, tokens: int = 16) -> None:
+    """Without chance both sides answer with the very same tokens; with it they draw from different streams."""
+    questions = data.questions[:count]
+    settings = SamplingSettings(tokens, 0.0, slots=len(questions))
+    mine = generate.generate(made.config, made.params(dtype()), None, [Request(q) for q in questions], settings, eos=(EOS,), dtype=dtype())
+    ids, mask = peers.padded(questions, left=True)
+    with peers.torch.inference_mode():
+        out = (
+            peers.model(made, dtype())
+            .eval()
+            .generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=tokens, eos_token_id=EOS, pad_token_id=0)
+        )
+    theirs = [[t for t in row.tolist() if t not in (0, EOS)] for row in out[:, ids.shape[1] :]]
+    equal = sum(row[0].tokens == other for row, other in zip(mine, theirs, strict=True))
+    agree("greedy answers that are equal token for token", equal, len(questions), 0.0 if dtype() == "float32" else 0.5)
+
+
 def samples(size: Size, n: int) -> dict[str, Any]:
     """n samples a prompt, in useful tokens."""
     made = shape(size.model)
     data = texts(size.prompts // n, made.config.vocab_size)
     mine, batch = Ours(made, data, n, size.slots), best(size.batches, lambda b: sampled(made, data, n, max(1, b // n)))
-    row = race(mine, sampled(made, data, n, max(1, batch // n)), "tokens", size.repeats).row()
+    row = race(mine, sampled(made, data, n, max(1, batch // n)), "tokens", size.repeats, lambda: agree_greedy(made, data)).row()
+    agree("useful tokens", row["ours"] * _median(row), row["peer"] * float(np.median(row["peer_seconds"])), 0.02)
     full = row["ours"] * _median(row) / mine.slots / mine.steps
     return row | {"peer_batch": batch, "slots": mine.slots, "filled": full, "roof": _bandwidth(made, mine, row)}
 
@@ -172,9 +190,12 @@ def beam(size: Size) -> dict[str, Any]:
         return float(sum(map(len, found["peer"])))
 
     batch = best(size.batches, lambda b: partial(theirs, max(1, b // BEAMS)))
-    row = race(ours, partial(theirs, max(1, batch // BEAMS)), "tokens", size.repeats).row()
-    same = sum(a == b for a, b in zip(found["ours"], found["peer"], strict=True))
-    agree("answers that are equal token for token", same, count, 0.0 if dtype() == "float32" else 0.5)
+
+    def same() -> None:
+        equal = sum(a == b for a, b in zip(found["ours"], found["peer"], strict=True))
+        agree("answers that are equal token for token", equal, count, 0.0 if dtype() == "float32" else 0.5)
+
+    row = race(ours, partial(theirs, max(1, batch // BEAMS)), "tokens", size.repeats, same).row()
     return row | {"peer_batch": batch}
 
 

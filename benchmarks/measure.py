@@ -7,6 +7,7 @@ import os
 import platform
 import resource
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ class Race:
             "ours_seconds": list(self.ours),
             "peer_seconds": list(self.peer),
             "cpu_ratio": scale * self.cpu[1] / self.cpu[0],
+            "ours_cpu_seconds": self.cpu[0],
+            "peer_cpu_seconds": self.cpu[1],
             "ours_first_seconds": self.first[0],
             "peer_first_seconds": self.first[1],
         }
@@ -70,10 +73,14 @@ def seconds(run: Callable[[], Any], repeats: int = 5, warm: int = 1) -> list[flo
     return taken[warm:]
 
 
-def race(ours: Side, peer: Side, unit: str, repeats: int) -> Race:
-    """Each side once to warm up (that includes compiling), then `repeats` times in turns, the first of a turn alternating."""
+def race(ours: Side, peer: Side, unit: str, repeats: int, same: Callable[[], None]) -> Race:
+    """Each side once to warm up (that includes compiling), then `repeats` times in turns, the first of a turn alternating.
+
+    `same` looks at what the warm-up left, and raises RuntimeError (`agree`) where the two sides did not do the same.
+    """
     sides = (ours, peer)
     first = [_timed(side)[0] for side in sides]
+    same()
     runs: tuple[list, list] = ([], [])
     for i in range(repeats):
         for which in (0, 1) if i % 2 == 0 else (1, 0):
@@ -142,7 +149,8 @@ def machine() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[name] = None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"device": device.device_kind, "cpu": cpu, "cores": cores, "versions": versions}
+    described = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    return {"device": device.device_kind, "cpu": cpu, "cores": cores, "versions": versions, "commit": described.stdout.strip() or None}
 
 
 def peak_memory() -> int:

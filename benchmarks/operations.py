@@ -14,10 +14,10 @@ from transformers.generation.logits_process import TopPLogitsWarper
 
 from benchmarks import peers
 from benchmarks.decoding import TEMPERATURE
-from benchmarks.measure import Side, race
+from benchmarks.measure import Side, agree, race
 from benchmarks.rounds import in_turn
 from benchmarks.shapes import LORA, Size, shape, texts
-from benchmarks.training import BATCH, OPTIMIZER, epoch, trained
+from benchmarks.training import BATCH, OPTIMIZER, Epoch, trained
 from ilr_jax import batches
 from ilr_jax.batches import Epochs, Packing
 from ilr_jax.models import lora
@@ -51,7 +51,20 @@ def draw(size: Size, top_p: float, spread: float) -> dict[str, Any]:
         peers.wait()
         return float(CALLS * ROWS)
 
-    return race(ours, peer, "tokens", size.repeats).row()
+    def same() -> None:
+        scores = y / TEMPERATURE
+        scores = scores if warp is None else warp(None, scores)  # type: ignore[reportArgumentType]
+        _agree_draws(drawn, x, torch.softmax(scores, -1).cpu().numpy())
+
+    return race(ours, peer, "tokens", size.repeats, same).row()
+
+
+def _agree_draws(drawn: Any, x: Any, probabilities: np.ndarray, draws: int = 64) -> None:
+    """Every token is drawn by as many of evenly spaced uniforms as it is likely by the peer, up to one at either end."""
+    found = np.array([drawn(x, jnp.full(ROWS, (i + 0.5) / draws)) for i in range(draws)])
+    shares = [np.bincount(tokens, minlength=VOCABULARY) / draws for tokens in found.T]
+    apart = float(np.abs(np.subtract(shares, probabilities)).max())
+    agree("1 and the farthest that a token's share of draws is from its probability", 1 + apart, 1.0, 1.5 / draws)
 
 
 def _temporaries(run: Any, *shapes: Any) -> int:
@@ -134,10 +147,14 @@ def adapters(size: Size) -> dict[str, Any]:
 
         return run
 
-    together = [epoch(made, halves), sampled(2, halves)]
-    apart = [side for half in halves for side in (epoch(made, [half]), sampled(1, [half]))]
+    both, each = Epoch(made, halves), [Epoch(made, [half]) for half in halves]
+    apart = [side for alone, half in zip(each, halves, strict=True) for side in (alone, sampled(1, [half]))]
 
-    return race(in_turn(together, 1.0), in_turn(apart, 1.0), "rounds", size.repeats).row()
+    def same() -> None:
+        for together, alone in zip(both.losses, each, strict=True):
+            agree("an adapter's mean loss", together, alone.losses[0], 1e-4)
+
+    return race(in_turn([both, sampled(2, halves)], 1.0), in_turn(apart, 1.0), "rounds", size.repeats, same).row()
 
 
 draw_plain = partial(draw, top_p=1.0, spread=3.0)

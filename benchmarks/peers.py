@@ -10,7 +10,6 @@ from peft import PeftModel  # noqa: E402
 from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast  # noqa: E402
 
-from benchmarks.measure import Side  # noqa: E402
 from benchmarks.shapes import LORA, Shape, Texts  # noqa: E402
 from ilr_jax.models import peft  # noqa: E402
 
@@ -84,19 +83,21 @@ def settings(batch: int, micro: int, epochs: int = 1, **more: Any) -> dict[str, 
     return quiet | sizes | plain | {"use_cpu": DEVICE == "cpu", "bf16": DEVICE == "cuda", "max_grad_norm": 1.0} | more
 
 
-def sft(shape: Shape, texts: Texts, batch: int, micro: int) -> Side:
-    """An epoch of TRL's SFTTrainer on the answers, with a fresh optimiser."""
-    from trl.trainer.sft_config import SFTConfig
-    from trl.trainer.sft_trainer import SFTTrainer
+class Sft:
+    """An epoch of TRL's SFTTrainer on the answers, with a fresh optimiser; `loss` is the steps' mean."""
 
-    rows = [{"input_ids": q + a, "completion_mask": [0] * len(q) + [1] * len(a)} for q, a in texts.samples]
-    trained, tokens = with_adapter(shape, "bfloat16" if DEVICE == "cuda" else "float32"), words(shape.config.vocab_size)
-    arguments = SFTConfig(**settings(batch, micro), completion_only_loss=True, max_length=None)
+    def __init__(self, shape: Shape, texts: Texts, batch: int, micro: int):
+        from trl.trainer.sft_config import SFTConfig
 
-    def epoch() -> float:
-        trainer = SFTTrainer(trained, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokens)
-        trainer.train()
+        self.rows = [{"input_ids": q + a, "completion_mask": [0] * len(q) + [1] * len(a)} for q, a in texts.samples]
+        self.trained, self.tokens = with_adapter(shape, "bfloat16" if DEVICE == "cuda" else "float32"), words(shape.config.vocab_size)
+        self.arguments = SFTConfig(**settings(batch, micro), completion_only_loss=True, max_length=None)
+        self.work, self.loss = float(texts.tokens), float("nan")
+
+    def __call__(self) -> float:
+        from trl.trainer.sft_trainer import SFTTrainer
+
+        data = Dataset.from_list(self.rows)
+        self.loss = SFTTrainer(self.trained, args=self.arguments, train_dataset=data, processing_class=self.tokens).train().training_loss
         wait()
-        return float(texts.tokens)
-
-    return epoch
+        return self.work

@@ -1,10 +1,8 @@
 """DPO: an epoch of pairs against TRL, the reference's log-probabilities computed before or in every step."""
 
 from functools import partial
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import jax
 import numpy as np
 from datasets import Dataset
 from trl.trainer.dpo_config import DPOConfig
@@ -13,11 +11,11 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from benchmarks import peers
 from benchmarks.measure import Side, agree, best, race
 from benchmarks.shapes import LORA, Shape, Size, shape, texts
-from benchmarks.training import BATCH, OPTIMIZER, roof
+from benchmarks.training import BATCH, EPOCH_LOSS, OPTIMIZER, fitted, roof
 from ilr_jax import batches
 from ilr_jax.batches import Epochs, Packing, Preference, Sample
 from ilr_jax.models import flops, lora
-from ilr_jax.train import loop, state, steps
+from ilr_jax.train import state, steps
 from ilr_jax.train.steps import Setup
 
 BETA = 0.1
@@ -36,8 +34,8 @@ def tokens(data: Sides) -> float:
     return float(sum(len(q) + len(a) for pair in data for q, a in pair))
 
 
-def ours(made: Shape, data: Sides, dtype: str, reference: bool) -> Side:
-    """Our epoch, from the reference's log-probabilities on if `reference`, else given them."""
+def ours(made: Shape, data: Sides, dtype: str, reference: bool, losses: dict[str, float]) -> Side:
+    """Our epoch, from the reference's log-probabilities on if `reference`, else given them; its mean loss goes to `losses`."""
     setup, params = Setup(made.config, LORA, dtype), made.params(dtype)
     scored = steps.sequence_log_probs(setup)
 
@@ -56,16 +54,14 @@ def ours(made: Shape, data: Sides, dtype: str, reference: bool) -> Side:
         epochs = Epochs((len(rows),), BATCH, 1, 0)
         step = steps.dpo_step(setup, OPTIMIZER, BETA)
         at = batches.preferences(rows, epochs, 0, 0, Packing(lora.even_length(made.config)))
-        with TemporaryDirectory(prefix="benchmark-") as folder:
-            done = loop.fit(step, state.init(made.adapters(), OPTIMIZER, epochs.totals), params, at, epochs.steps, folder=folder)
-        jax.block_until_ready(done.state.trainable)
+        (losses["ours"],) = fitted(step, state.init(made.adapters(), OPTIMIZER, epochs.totals), params, at, epochs.steps)
         return tokens(data)
 
     return run
 
 
-def trl(made: Shape, data: Sides, precomputed: bool, micro: int) -> Side:
-    """TRL's epoch; the reference is the base under the adapter as it was, as TRL does it for PEFT models."""
+def trl(made: Shape, data: Sides, precomputed: bool, micro: int, losses: dict[str, float]) -> Side:
+    """TRL's epoch, its mean loss in `losses`; the reference is the base under the adapter as it was, as TRL does it for PEFT models."""
     words = lambda ids: " ".join(map(str, ids))
     rows = [{"prompt": words(a[0]), "chosen": " " + words(a[1][:-1]), "rejected": " " + words(b[1][:-1])} for a, b in data]
     given = peers.settings(BATCH, micro) | {"beta": BETA, "precompute_ref_log_probs": precomputed, "max_length": None}
@@ -76,7 +72,7 @@ def trl(made: Shape, data: Sides, precomputed: bool, micro: int) -> Side:
     agree("tokens", tokens(data), seen, 0.0)
 
     def run() -> float:
-        trainer.train()
+        losses["peer"] = trainer.train().training_loss
         peers.wait()
         return tokens(data)
 
@@ -87,8 +83,9 @@ def epoch(size: Size, precomputed: bool) -> dict[str, Any]:
     """An epoch over pairs; where TRL computes the reference in its steps, ours computes it before them."""
     made, dtype = shape(size.model), "bfloat16" if peers.DEVICE == "cuda" else "float32"
     data = pairs(size.pairs, made.config.vocab_size)
-    micro = best(size.micro, lambda n: trl(made, data[:BATCH], precomputed, n))
-    row = race(ours(made, data, dtype, not precomputed), trl(made, data, precomputed, micro), "tokens", size.repeats).row()
+    micro, losses = best(size.micro, lambda n: trl(made, data[:BATCH], precomputed, n, {})), {}
+    sides = ours(made, data, dtype, not precomputed, losses), trl(made, data, precomputed, micro, losses)
+    row = race(*sides, "tokens", size.repeats, lambda: agree("mean loss of an epoch", losses["ours"], losses["peer"], EPOCH_LOSS)).row()
     per_token = flops.adapters(made.config, LORA) + (0 if precomputed else flops.FORWARD * flops.layers(made.config))
     shared = tokens(data) - sum(len(a[0]) for a, _ in data)  # a prompt is computed once, and counted twice in the rate
     return row | {"peer_batch": micro, "roof": roof(per_token * row["ours"] * shared / tokens(data), dtype)}

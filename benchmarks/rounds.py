@@ -3,10 +3,10 @@
 from typing import Any
 
 from benchmarks import peers
-from benchmarks.decoding import Ours, dtype, sampled
-from benchmarks.measure import Side, best, race
+from benchmarks.decoding import Ours, agree_greedy, dtype, sampled
+from benchmarks.measure import Side, agree, best, race
 from benchmarks.shapes import Size, Texts, shape, texts
-from benchmarks.training import BATCH, comparisons, epoch, ours_scored, peer_scored
+from benchmarks.training import BATCH, EPOCH_LOSS, Epoch, agree_scores, comparisons, ours_scored, peer_scored
 
 
 def in_turn(sides: list[Side], work: float) -> Side:
@@ -26,14 +26,18 @@ def refinement(size: Size) -> dict[str, Any]:
     data, half = texts(count, made.config.vocab_size), count // 2
     halves = [Texts(data.questions[part], data.answers[part]) for part in (slice(half), slice(half, None))]
     asked = comparisons(data, 2 * count)
-    ours = [
-        epoch(made, [part.samples for part in halves], dtype()),
-        Ours(made, data, 1, size.slots, k=2),
-        ours_scored(made, asked, dtype())[0],
-    ]
-    trained = lambda part: lambda n: peers.sft(made, part, BATCH, n)
-    proposed = lambda part: lambda n: sampled(made, part, 1, n)
-    parts = [make(part) for make in (trained, proposed) for part in halves] + [lambda n: peer_scored(made, asked, dtype(), n)[0]]
-    tried = [size.micro, size.micro, size.batches, size.batches, size.micro]
-    peer = [part(best([n for n in sizes if n <= half], part)) for part, sizes in zip(parts, tried, strict=True)]
-    return race(in_turn(ours, float(count)), in_turn(peer, float(count)), "labels", size.repeats).row()
+    learned, (score, scores) = Epoch(made, [part.samples for part in halves], dtype()), ours_scored(made, asked, dtype())
+    ours = [learned, Ours(made, data, 1, size.slots, k=2), score]
+    chosen = lambda sizes, make: best([n for n in sizes if n <= half], make)
+    trained = [peers.Sft(made, part, BATCH, chosen(size.micro, lambda n, part=part: peers.Sft(made, part, BATCH, n))) for part in halves]
+    proposed = [sampled(made, part, 1, chosen(size.batches, lambda n, part=part: sampled(made, part, 1, n))) for part in halves]
+    judged, verdicts = peer_scored(made, asked, dtype(), chosen(size.micro, lambda n: peer_scored(made, asked, dtype(), n)[0]))
+
+    def same() -> None:
+        for i, side in enumerate(trained):
+            agree(f"mean loss of half {i}", learned.losses[i], side.loss, EPOCH_LOSS)
+        agree_greedy(made, data)
+        agree_scores(scores, verdicts, dtype())
+
+    peer = [*trained, *proposed, judged]
+    return race(in_turn(ours, float(count)), in_turn(peer, float(count)), "labels", size.repeats, same).row()

@@ -1,5 +1,7 @@
 """What is measured on: models of random weights that both sides load from one folder, and questions and answers of GSM8K's lengths."""
 
+import os
+import re
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -13,6 +15,7 @@ from ilr_jax.models import config as configs
 from ilr_jax.models import decoder, hf, lora
 from ilr_jax.models.config import ModelConfig
 from ilr_jax.models.lora import Lora
+from ilr_jax.tasks import gsm8k
 
 LORA = Lora(64, 128.0)
 COMMON = {"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "rms_norm_eps": 1e-5}
@@ -96,6 +99,7 @@ def shape(name: str) -> Shape:
 # the end token), counted in words, digits and signs: means, standard deviations and their correlation.
 MEANS, DEVIATIONS, CORRELATION = (4.11, 4.32), (0.30, 0.44), 0.54
 LONGEST = (215, 256)
+TOKEN, MARKS, WORDING = re.compile(r"\d|[^\W\d]+|[^\w\s]"), re.compile("<<.*?>>"), 9
 
 
 @dataclass(frozen=True)
@@ -116,11 +120,19 @@ class Texts:
         return sum(map(len, self.questions)) + sum(map(len, self.answers))
 
 
+def _lengths(count: int, rng: np.random.Generator) -> np.ndarray:
+    """[count, 2], of questions and answers: the real ones where ILR_GSM8K_PATH names their folder, chosen at random, else drawn."""
+    if path := os.environ.get("ILR_GSM8K_PATH"):
+        examples = gsm8k.GSM8K(path=path).train()
+        size = lambda text: len(TOKEN.findall(MARKS.sub("", text)))
+        return np.array([(WORDING + size(e.prompt), size(e.reference or "") + 1) for e in rng.choice(np.array(examples, object), count)])
+    covariance = np.array([[1, CORRELATION], [CORRELATION, 1]]) * np.outer(DEVIATIONS, DEVIATIONS)
+    return np.rint(np.exp(rng.multivariate_normal(MEANS, covariance, count)))
+
+
 def texts(count: int, vocabulary: int, seed: int = 0) -> Texts:
     """As many questions and answers, of GSM8K's lengths."""
     rng = np.random.default_rng(seed)
-    covariance = np.array([[1, CORRELATION], [CORRELATION, 1]]) * np.outer(DEVIATIONS, DEVIATIONS)
-    drawn = np.exp(rng.multivariate_normal(MEANS, covariance, count))
-    lengths = np.clip(np.rint(drawn), 4, LONGEST).astype(int)
+    lengths = np.clip(_lengths(count, rng), 4, LONGEST).astype(int)
     ids = lambda n: rng.integers(4, vocabulary, n).tolist()
     return Texts([ids(q) for q, _ in lengths], [[*ids(a - 1), 2] for _, a in lengths])

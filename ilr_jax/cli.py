@@ -8,6 +8,7 @@ From: this project.
 import argparse
 import os
 import platform
+import shutil
 import stat
 import subprocess
 import sys
@@ -109,7 +110,7 @@ def status(arguments: argparse.Namespace) -> int:
     workdir = readable(arguments.workdir)
     if not (workdir / "config.json").exists():
         raise ValueError(f"wanted a workdir, got {arguments.workdir!r}, which holds no config.json; give the --workdir of a run")
-    parts = {"runs, each after its first round": _run_lines(workdir), "finished stages": _stage_lines(workdir)}
+    parts = {"runs whose first round has ended": _run_lines(workdir), "finished stages": _stage_lines(workdir)}
     copied = "://" in arguments.workdir
     parts |= {} if copied else {"under way": _partial_lines(workdir)}
     for title, lines in parts.items():
@@ -146,8 +147,9 @@ def demo(arguments: argparse.Namespace) -> int:
     flags = [f"--config={quickstart.__file__}", f"--workdir={arguments.workdir}", f"--config.seed={arguments.seed}"]
     if code := run(flags) or report(argparse.Namespace(workdirs=[arguments.workdir], out=None)):
         return code
-    print("next: open the page; the refined labels, each with its reason:")
-    print(f"  ilr export {arguments.workdir} --method ilr --seed {arguments.seed} --labels labels.jsonl")
+    program = "ilr" if shutil.which("ilr") else os.path.relpath(sys.argv[0])
+    print(f"next: open {arguments.workdir}/report.html; the refined labels, each with its reason:")
+    print(f"  {program} export {arguments.workdir} --method ilr --seed {arguments.seed} --labels labels.jsonl")
     return 0
 
 
@@ -184,14 +186,16 @@ def _add_export_arguments(verb: argparse.ArgumentParser) -> None:
 
 
 def _run_lines(workdir: Path) -> Iterator[str]:
-    for path in sorted(workdir.glob("runs/*.json")):
-        record = read_json(path)
+    for path in sorted([*workdir.glob("runs/*.json"), *workdir.glob("points/*/runs/*.json")]):  # its own, or those of a sweep
+        record, point = read_json(path), path.parent.parent
         last = record["rounds"][-1]
         state = "finished" if record["finished"] else "unfinished"
         figures = f"test accuracy {last['test_accuracy']:.1%}" if last["test_accuracy"] is not None else "test accuracy not known"
         figures += f", labels right {last['label_accuracy']:.1%}" if last["label_accuracy"] is not None else ""
-        figures += f", {record['seconds']:.0f} s of stages"
-        yield f"{record['method']} seed {record['seed']}: {state}, rounds 0 to {last['round']} done, {figures}"
+        figures += f", {record['seconds']:.0f} s of stages (shared ones counted in each)"
+        rounds = f"rounds 0 to {last['round']}" if last["round"] else "round 0"
+        name = f"{record['method']} seed {record['seed']}" + (f" of {point.name}" if point != workdir else "")
+        yield f"{name}: {state}, {rounds} done, {figures}"
 
 
 def _stage_lines(workdir: Path) -> Iterator[str]:

@@ -49,7 +49,7 @@ def check() -> None:
     everything that takes long looks here between its parts.
     """
     if _notice.number and not _notice.held:
-        raise Interrupted(_notice.number, "nothing was under way that needs saving")
+        raise Interrupted(_notice.number, "what was under way begins again")
 
 
 def told(state: str) -> Interrupted:

@@ -101,7 +101,7 @@ def _set(values: flags.FlagValues, argv: list[str]) -> None:
     except flags.UnrecognizedFlagError as error:
         raise lacks or ValueError(f"{error}; a field of the config is given as --config.FIELD=VALUE, configs/base.py lists them") from error
     except flags.Error as error:
-        raise ValueError(f"{error}; see --help") from error
+        raise ValueError(f"{error}; configs/base.py says what each field takes") from error
     except (AttributeError, KeyError, TypeError) as error:
         if not _raised_by(error, "ml_collections"):
             raise  # a fault in the config's file keeps its traceback

@@ -35,7 +35,7 @@ CHARTS = {
     ("evaluator_accuracy", "round"): "Evaluator right, on the pairs it was asked",
     ("test_accuracy", "spent"): "Test accuracy by comparisons spent",
 }
-LEGEND = "[..] 95 % interval; differences in points; –: does not apply, or not known"
+LEGEND = "[..] 95 % interval, of labels and evaluator over seeds; differences in points; –: does not apply, or not known"
 ACROSS = {"round": "round", "spent": "comparisons spent"}
 OUTCOMES = {"agrees with the label": "agreed", "the proposal is empty": "no proposal", "not judged": "not asked"}  # else rejected
 MOST_ROWS = 20_000  # a page of more would be slow to open on a phone
@@ -100,7 +100,8 @@ def difference(entry: Row) -> str:
     """A difference of two series as a line of text, in points."""
     ends = interval(entry["interval"], "+") or " (no interval: one number only)"
     rest = "" if entry["finished"] else ", of unfinished runs"
-    return f"{entry['series']} - {entry['against']}: {entry['mean'] * 100:+.1f}{ends}, seeds {', '.join(map(str, entry['seeds']))}{rest}"
+    seeds = f"seed{'s' * (len(entry['seeds']) > 1)} {', '.join(map(str, entry['seeds']))}"
+    return f"{entry['series']} - {entry['against']}: {entry['mean'] * 100:+.1f}{ends}, {seeds}{rest}"
 
 
 def report_card(entry: Row) -> list[str]:

@@ -47,7 +47,10 @@ def _run(workdir: str | Path, method: str, seed: int) -> Row:
     records = {(record["method"], record["seed"]): record for record in runs(workdir)}
     if (method, seed) not in records:
         there = ", ".join(f"{name} seed {number}" for name, number in records)
-        raise ValueError(f"wanted the run {method!r} with seed {seed} in {workdir}, got only {there}")
+        raise ValueError(
+            f"wanted the run {method!r} with seed {seed} in {workdir}, got only {there}; a run of it needs --config.method={method} "
+            f"--config.seed={seed}"
+        )
     return records[method, seed]
 
 

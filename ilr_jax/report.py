@@ -48,6 +48,8 @@ def runs(workdir: str | Path) -> list[Row]:
         raise ValueError(f"wanted a workdir, got {str(workdir)!r}, which is no folder; give the --workdir of a run")
     records = [_record(path) for path in sorted(Path(workdir, "runs").glob("*.json"))]
     if not records:
+        if os.path.isdir(Path(workdir, "points")):
+            raise ValueError(f"wanted a workdir, got the folder of a sweep; give its points, {workdir}/points/*, and --out=DIR")
         raise ValueError(f"wanted runs in {workdir}, got no runs/*.json there; is it a workdir, and has its first round ended?")
     return records
 

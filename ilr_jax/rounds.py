@@ -192,7 +192,7 @@ def _write(lab: Lab, path: Path, record: Mapping[str, Any]) -> None:
 def _line(facts: Round) -> str:
     names = {"test_accuracy": f"test {facts['test_measure']}", "label_accuracy": "labels right", "evaluator_accuracy": "evaluator right"}
     known = [f"{what} {facts[name]:.1%}" for name, what in names.items() if facts[name] is not None]
-    line = ", ".join(known) or "done; without trusted references of test questions nobody knows what is right"
+    line = ", ".join(known) or "done; how right it is nobody knows without trusted references of test questions (task.test_path)"
     empty, asked = (
         facts["unread"] or 0,
         facts["labels"] if facts["agreed"] is None else facts["agreed"] + facts["compared"] + facts["unread"],

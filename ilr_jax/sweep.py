@@ -156,7 +156,8 @@ def plan(flags: Sequence[str], base: Config, folder: Path, points: Sequence[Poin
 def execute(jobs: Sequence[Job], n: int) -> list[Job]:
     """Run the jobs that are not finished, `n` at a time; returns those that failed, which stop no other."""
     waiting, running, failed = [job for job in jobs if not job.finished()], {}, []
-    print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} finished before", flush=True)
+    where = f"; what they say: {jobs[0].log.parent}" if waiting else ""
+    print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} finished before{where}", flush=True)
     total = len(waiting)
     try:
         while waiting or running:
@@ -220,14 +221,15 @@ def _seeds(text: str) -> list[int]:
 
 def _checked(flags: Sequence[str], points: Sequence[Point]) -> dict[Point, list[str]]:
     """The methods of every point. ValueError that lists what is wrong with which."""
-    methods, faults = {}, []
+    methods: dict[Point, list[str]] = {}
+    faults: dict[str, str] = {}  # the first point that has each
     for point in points:
         try:
             methods[point] = settings.check(main.config_of([*flags, *point.flags])[0])
         except ValueError as error:
-            faults.append(f"{point.name}: {error}")
+            faults.setdefault(str(error), point.name)
     if faults:
-        raise ValueError("\n".join(["the sweep cannot be run:", *faults]))
+        raise ValueError("\n".join(["the sweep cannot be run:", *(f"{name}: {fault}" for fault, name in faults.items())]))
     return methods
 
 

@@ -49,10 +49,10 @@ def test_a_ratio_is_of_work_per_second_and_sides_take_turns(monkeypatch):
 
     monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(measure.time, "process_time", lambda: 2 * clock[0])
-    row = measure.race(side("ours", 2.0, 100.0), side("peer", 3.0, 50.0), "tokens", 3).row()
+    row = measure.race(side("ours", 2.0, 100.0), side("peer", 3.0, 50.0), "tokens", 3, lambda: calls.append("same")).row()
     assert row["ratio"] == row["least"] == row["most"] == row["cpu_ratio"] == 3.0  # 50 tokens a second against 16.7
     assert (row["ours"], row["unit"]) == (50.0, "tokens/s")
-    assert calls == ["ours", "peer", *["ours", "peer"], *["peer", "ours"], *["ours", "peer"]]
+    assert calls == ["ours", "peer", "same", *["ours", "peer"], *["peer", "ours"], *["ours", "peer"]]
 
 
 def test_the_best_setting_does_most_per_second(monkeypatch):

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 from made_up_runs import make_workdir
@@ -68,10 +69,23 @@ def test_status_tells_runs_stages_and_what_is_under_way(workdir, capsys):
     (workdir / "partial" / "sft-00aa.lock").touch()
     assert cli.main(["status", str(workdir)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "  ilr seed 0: finished, rounds 0 to 2 done, test accuracy 61.0%, labels right 61.0%, 60 s of stages" in lines
+    assert (
+        "  ilr seed 0: finished, rounds 0 to 2 done, test accuracy 61.0%, labels right 61.0%, 60 s of stages (shared ones counted in each)"
+        in lines
+    )
     assert any(line.startswith("  refine-01: 3.0 s") for line in lines)
     (partial,) = [line for line in lines if "sft-00aa" in line]
     assert "2.0 MB, last written" in partial and lines[-1].startswith("disk: 2.0 MB")
+
+
+def test_status_of_a_sweep_tells_the_runs_of_its_points(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    for point in ("alpha=0.1", "alpha=0.2"):
+        make_workdir(tmp_path / "points" / point)
+    assert cli.main(["status", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [sum(f"{method} seed 0 of alpha=0.2: finished" in line for line in lines) for method in ("sft", "ilr", "dpo")] == [1, 1, 1]
+    assert any("sft seed 0 of alpha=0.1: finished, round 0 done" in line for line in lines)
 
 
 def test_status_leaves_out_what_a_live_run_takes_away_meanwhile(workdir, monkeypatch, capsys):
@@ -142,11 +156,13 @@ def test_demo_runs_the_quickstart_and_reports(tmp_path, monkeypatch, capsys):
         return 0
 
     monkeypatch.setattr(main, "run", experiment)
+    monkeypatch.setattr(cli.shutil, "which", lambda _: None)
+    monkeypatch.setattr(cli.sys, "argv", [str(Path.cwd() / ".venv" / "bin" / "ilr")])
     assert cli.main(["demo", "--workdir", str(tmp_path / "demo"), "--seed", "7"]) == 0
     assert given[1].endswith("configs/quickstart.py") and given[2:] == [f"--workdir={tmp_path / 'demo'}", "--config.seed=7"]
     out = capsys.readouterr().out
     assert str(tmp_path / "demo" / "report.html") in out
-    assert out.endswith(f"  ilr export {tmp_path / 'demo'} --method ilr --seed 7 --labels labels.jsonl\n")
+    assert out.endswith(f"  .venv/bin/ilr export {tmp_path / 'demo'} --method ilr --seed 7 --labels labels.jsonl\n")
 
 
 def test_demo_that_fails_keeps_its_exit_code(tmp_path, monkeypatch):

@@ -183,7 +183,7 @@ def test_ctrl_c_before_anything_listens_says_the_same(run, monkeypatch):
 def test_an_interrupted_run_says_how_to_go_on(run, monkeypatch):
     for number, (code, name) in {signal.SIGINT: (130, "Ctrl-C"), signal.SIGTERM: (143, "SIGTERM")}.items():
         monkeypatch.setattr("ilr_jax.rounds.run", lambda *_, number=number: os.kill(os.getpid(), number))
-        assert run() == (code, f"stopped by {name}, nothing was under way that needs saving; the same command continues\n")
+        assert run() == (code, f"stopped by {name}, what was under way begins again; the same command continues\n")
 
 
 def test_a_traceback_can_be_had(run):

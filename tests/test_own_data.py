@@ -47,7 +47,7 @@ def test_demonstrations_are_refined_without_a_test_split(own, tmp_path, capsys):
         assert first[name] is None and last[name] is None, name
     assert first["labels"] == last["labels"] == 6 and last["agreed"] + last["unread"] + last["compared"] == 6
     assert last["flows"] is None and last["compared"] > 0
-    assert "without trusted references of test questions nobody knows what is right" in capsys.readouterr().out
+    assert "how right it is nobody knows without trusted references of test questions (task.test_path)" in capsys.readouterr().out
     stages = {path.name.rsplit("-", 1)[0] for path in (tmp_path / "run" / "stages").iterdir()}
     assert {"weak", "evaluator", "sft"} <= stages and not {"weak-labels", "weak-test", "test"} & stages
 
@@ -105,7 +105,7 @@ def test_preferences_between_answers_that_nobody_can_grade(own, tmp_path, monkey
         (noisy(6), {"demos": "weak"}, "wanted rows with a trusted reference, which the supervisor learns from"),
         (noisy(6), {"feedback": "oracle"}, r"feedback='oracle': wanted a trusted reference in every row .* in 6 of 6 \(first: 'mine-0'\)"),
         (gold(6)[:3] + noisy(6)[3:], {"demos": "correct"}, "demos='correct': wanted a trusted reference .* in 3 of 3"),
-        (gold(6), {}, "demos='given': wanted demonstrations that came with the data, got none; .*given='all'"),
+        (gold(6), {}, "demos='given': wanted answers that came with the data and that nobody has checked, got none, .*given='all'"),
         (gold(6)[:5] + noisy(6)[5:], {}, "folds=2: wanted at most the 1 examples"),
     ],
 )

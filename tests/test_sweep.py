@@ -90,6 +90,7 @@ def test_a_failing_point_stops_no_other_and_is_told_with_its_log(swept, tmp_path
         (["--grid=method=sft,ilr"], "give methods by --config.method"),
         (["--grid=seed=1,2"], "give seeds by --seeds"),
         (["--grid=alhpa=0.1"], "no such field in the config.*alpha"),
+        (["--grid=alhpa=0.1,0.2"], r"\Aerror: the sweep cannot be run:\nalhpa=0.1: no such field [^\n]*\n\Z"),
         (["--seeds=0-3"], "--seeds: wanted whole numbers"),
         (["--jobs=0"], "--jobs: wanted at least 1"),
         (["--config.alpha=2"], "base: the config cannot be run"),

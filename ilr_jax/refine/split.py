@@ -69,8 +69,9 @@ def check_parts(d1: Sequence[Example], d2: Sequence[Example], demos: str, feedba
     """Raise ValueError where D1 has nobody to learn from, D2 nothing to refine, or what looks at references does not find them in D2."""
     if demos == "given" and not d2:
         raise ValueError(
-            "demos='given': wanted demonstrations that came with the data, got none; set task.answers='given' if its answers are such, or "
-            "given='all' if every row has a trusted reference too"
+            "demos='given': wanted answers that came with the data and that nobody has checked, got none, as all are trusted; set "
+            "task.answers='given' if they are to be refined, take 'trusted' from rows that nobody has checked, or set given='all' if "
+            "every row has a trusted reference too"
         )
     if not d1 and (feedback == "evaluator" or demos != "given"):
         who = "the evaluator" if demos == "given" else "the supervisor"

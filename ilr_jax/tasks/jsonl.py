@@ -115,7 +115,8 @@ def load(config: Any) -> OwnData:
     both = sorted({example.id for example in train} & {example.id for example in test})
     faults += [f"the id {name!r} in train is that of a test row, whose ids get 'test-' before them; choose another" for name in both]
     if faults:
-        head = f"the data cannot be used: {len(faults)} faults in {total} rows; correct them, or take those rows out"
+        count = lambda n, what: f"{n} {what}{'s' * (n != 1)}"
+        head = f"the data cannot be used: {count(len(faults), 'fault')} in {count(total, 'row')}; correct them, or take those rows out"
         raise ValueError(readers.listing(head, faults))
     train, test = train[: config.train_examples or None], test[: config.test_examples or None]
     _warn(test)

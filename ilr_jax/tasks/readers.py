@@ -164,7 +164,7 @@ def _elements(path: Path, text: str) -> Iterator[Entry]:
 
 
 def _csv(path: Path) -> Iterator[Entry]:
-    """A header and records of text of any length; a byte order mark is what Excel writes, and is passed over."""
+    """A header and records of text of any length, commas between columns; a byte order mark is what Excel writes, and is passed over."""
     csv.field_size_limit(2**31 - 1)  # 131,072 characters without it
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -180,6 +180,9 @@ def _records(path: Path, reader: Any) -> Iterator[Entry]:
             where, start = f"{path}:{start}", reader.line_num + 1
             if header is None:
                 header = record
+                if len(header) == 1 and ";" in header[0]:
+                    yield f"{where}: wanted columns with commas between them, got {header[0]!r}; save it with commas"
+                    return
                 if len(set(header)) < len(header):
                     yield f"{where}: wanted column names that differ, got {', '.join(header)}"
             elif record and len(record) != len(header):

@@ -138,7 +138,8 @@ def render(turns: Sequence[Turn]) -> str:
 def text(row: Values, name: str) -> str:
     """A column that must hold text. ValueError for anything else."""
     if not isinstance(row[name], str):
-        raise ValueError(f"{name}: wanted text, got {_said(row[name])}")
+        hint = f'; put it in quotes, "{row[name]}"' if type(row[name]) in (int, float) else ""
+        raise ValueError(f"{name}: wanted text, got {_said(row[name])}{hint}")
     return row[name]
 
 

@@ -103,7 +103,7 @@ def test_all_faults_come_in_one_message_in_the_order_of_the_files(tmp_path):
         ["F:7:", "question: wanted text, got null"],
         ["F:8:", "the answer is empty"],
         ["F:9:", "trusted: wanted true or false, got 'perhaps'"],
-        ["F:10:", "reference: wanted text, got int 3"],
+        ["F:10:", 'reference: wanted text, got int 3; put it in quotes, "3"'],
         ["F:11:", "the row: wanted text that is valid Unicode, got the lone surrogate '\\udfff'; clean it"],
         [f"{test}:1:", "answer: wanted text, got list ['a']"],
     ]

@@ -171,6 +171,7 @@ def test_bad_arrays(tmp_path, text, message):
         (b"", "F: the file has no row"),
         (b"question,answer\n", "F: the file has no row"),
         (b"a,a\n1,2\n", "F:1: wanted column names that differ"),
+        (b"a;b\n1;2\n", "F:1: wanted columns with commas between them, got 'a;b'; save it with commas"),
         (b'a,b\n"x\ny",1\n1,2,3\n4\n', "F:4: wanted 2 fields as in the header, got 3"),
         (b'a,b\n"open,1\n', "F:2: is no CSV"),
         (b'a,b\n"x" y,1\n', "F:2: is no CSV"),
