@@ -74,17 +74,17 @@ def test_only_points_whose_seeds_have_all_ended_get_records(tmp_path, docs, monk
     assert "##" not in written(docs, tmp_path)["evidence.md"]
 
 
-def test_records_outlive_the_runs_and_are_replaced_by_newer_ones(tmp_path, docs):
+def test_records_outlive_the_runs_and_are_replaced_by_whole_newer_points(tmp_path, docs):
     for point in ("base", "alpha=0.3"):
         make_workdir(tmp_path / "one" / "points" / point, (0, 1))
+        make_workdir(tmp_path / "two" / "points" / point, (1, 2))
     before = written(docs, tmp_path / "one")
-    make_workdir(tmp_path / "two" / "points" / "base", (1, 2))
-    (tmp_path / "two" / "points" / "base" / "runs" / "dpo-seed1.json").unlink()
+    (tmp_path / "two" / "points" / "alpha=0.3" / "runs" / "dpo-seed1.json").unlink()
     after = written(docs, tmp_path / "two")
     of = lambda text: {(row["point"], row["method"]): row for row in map(json.loads, text["evidence.jsonl"].splitlines())}
     old, new = of(before), of(after)
     assert list(new) == list(old) == [("base", "sft"), ("base", "ilr"), ("base", "dpo"), ("alpha=0.3", "sft"), ("alpha=0.3", "dpo")]
-    assert {place for place in old if old[place] != new[place]} == {("base", "sft"), ("base", "ilr")}
+    assert {place for place in old if old[place] != new[place]} == {("base", "sft"), ("base", "ilr"), ("base", "dpo")}
     assert new["base", "ilr"]["test"][0] == pytest.approx(old["base", "ilr"]["test"][0] + 0.01)
 
 

@@ -30,9 +30,7 @@ def write(path: Path, records: Records) -> None:
 
 
 def made(workdir: Path, point: str, methods: Sequence[str], seeds: int) -> Iterator[Row]:
-    """The records of those methods whose seeds have all ended in the workdir; none if SFT's have not."""
-    if not list(workdir.glob("runs/*.json")):
-        return
+    """The records of the methods in the workdir; none before the seeds of all of them have ended."""
     rows = finished(workdir, methods, seeds)
     ahead = {entry["against"]: entry for entry in estimates.differences(rows)}
     for entry in estimates.summarise(rows):
@@ -48,10 +46,12 @@ def made(workdir: Path, point: str, methods: Sequence[str], seeds: int) -> Itera
 
 
 def finished(workdir: Path, methods: Sequence[str], seeds: int) -> list[Row]:
-    """The rows of the methods of which so many seeds have ended; none if SFT's have not."""
+    """The rows of the methods; none before so many seeds of each have ended."""
+    if not list(workdir.glob("runs/*.json")):
+        return []
     rows = [row for row in report.collect([workdir]) if row["finished"] and row["method"] in methods]
-    full = {method for method in methods if len({row["seed"] for row in rows if row["method"] == method}) == seeds}
-    return [row for row in rows if row["method"] in full] if "sft" in full else []
+    whole = all(len({row["seed"] for row in rows if row["method"] == method}) == seeds for method in methods)
+    return rows if whole else []
 
 
 def _figures(rows: Sequence[Row], asked: Sequence[Row]) -> Row:
