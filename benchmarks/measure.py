@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Setting = TypeVar("Setting")
 Side = Callable[[], float]  # does the work once, to the end, and says how much of it there was
@@ -102,6 +103,13 @@ def agree(what: str, ours: float, peer: float, tolerance: float) -> None:
     """Both sides computed the same, or what follows would compare different work."""
     if not abs(ours - peer) <= tolerance * max(abs(peer), 1e-9):
         raise RuntimeError(f"{what}: the two sides differ, {ours} and {peer}: they do not do the same work")
+
+
+def near(what: str, ours: Any, peer: Any, most: float) -> None:
+    """No two entries of both sides' arrays are farther apart than `most`; as `agree`."""
+    apart = float(np.abs(np.subtract(ours, peer)).max())
+    if not apart <= most:
+        raise RuntimeError(f"{what}: the two sides differ by up to {apart}, wanted at most {most}: they do not do the same work")
 
 
 def _busy() -> tuple[float, float]:

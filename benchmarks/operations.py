@@ -14,7 +14,7 @@ from transformers.generation.logits_process import TopPLogitsWarper
 
 from benchmarks import peers
 from benchmarks.decoding import TEMPERATURE
-from benchmarks.measure import Side, agree, race
+from benchmarks.measure import Side, agree, near, race
 from benchmarks.rounds import in_turn
 from benchmarks.shapes import LORA, Size, shape, texts
 from benchmarks.training import BATCH, OPTIMIZER, Epoch, trained
@@ -63,8 +63,7 @@ def _agree_draws(drawn: Any, x: Any, probabilities: np.ndarray, draws: int = 64)
     """Every token is drawn by as many of evenly spaced uniforms as it is likely by the peer, up to one at either end."""
     found = np.array([drawn(x, jnp.full(ROWS, (i + 0.5) / draws)) for i in range(draws)])
     shares = [np.bincount(tokens, minlength=VOCABULARY) / draws for tokens in found.T]
-    apart = float(np.abs(np.subtract(shares, probabilities)).max())
-    agree("1 and the farthest that a token's share of draws is from its probability", 1 + apart, 1.0, 1.5 / draws)
+    near("shares of drawn tokens, and their probabilities", shares, probabilities, 1.5 / draws)
 
 
 def _temporaries(run: Any, *shapes: Any) -> int:

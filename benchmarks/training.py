@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import peers
-from benchmarks.measure import Side, agree, best, race
+from benchmarks.measure import Side, agree, best, near, race
 from benchmarks.shapes import LORA, Shape, Size, Texts, shape, texts
 from ilr_jax import batches, evaluator
 from ilr_jax.batches import Epochs, Packing
@@ -184,8 +184,7 @@ def peer_scored(made: Shape, rows: list[batches.Verdict], dtype: str, batch: int
 
 def agree_scores(ours: list[float], peer: list[float], dtype: str) -> None:
     """Every score of both sides is the same, up to rounding."""
-    apart = float(np.max(np.abs(np.subtract(ours, peer))))
-    agree("1 and the farthest of two scores of one comparison", 1 + apart, 1.0, 1e-3 if dtype == "float32" else 5e-2)
+    near("scores", ours, peer, 1e-3 if dtype == "float32" else 5e-2)
 
 
 def scoring(size: Size) -> dict[str, Any]:

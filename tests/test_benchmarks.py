@@ -75,6 +75,10 @@ def test_sides_that_differ_are_no_benchmark():
     for other in (1.01, float("nan")):
         with pytest.raises(RuntimeError, match="do not do the same work"):
             measure.agree("loss", other, 1.0, 1e-3)
+    measure.near("scores", [0.5, 0.2], [0.5, 0.21], 0.02)
+    for other in (0.3, float("nan")):
+        with pytest.raises(RuntimeError, match="scores: the two sides differ by up to"):
+            measure.near("scores", [0.5, 0.2], [0.5, other], 0.02)
 
 
 @pytest.mark.parametrize(("least", "ratio", "passes"), [(False, 1.9, False), (False, 2.0, True), (True, 2.0, True), (True, 2.1, False)])

@@ -175,6 +175,12 @@ def test_scores_are_those_of_one_device(kind, mesh):
     np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("cut", [{"top_p": 0.9}, {"top_k": 5}], ids=str)
+def test_cut_distributions_are_those_of_one_device(cut):
+    how = SamplingSettings(6, n=2, slots=16, chunk=4, bucket=32, **cut)
+    assert sampled("gemma", (2, 2, 2), how) == sampled("gemma", MESHES[0], how)
+
+
 def test_prompts_that_splash_reads_are_answered_as_by_one_device():
     """Two rows a prefill over eight devices, interpreted."""
     how = SamplingSettings(6, n=2, slots=16, chunk=4, bucket=32)

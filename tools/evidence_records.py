@@ -58,17 +58,17 @@ def _figures(rows: Sequence[Row], asked: Sequence[Row]) -> Row:
     """What some rounds of a method come to: test and labels after the last, the rest of all; counts, TFLOP and seconds are a seed's."""
     (entry,) = estimates.summarise(rows)
     card = next(iter(estimates.cards(asked, report.decisions(asked))), {})
-    told = lambda share: card and _figure(card[share], card["intervals"][share], card[estimates.SHARES[share]])
+    told = lambda share: _figure(card[share], card["intervals"][share], card[estimates.SHARES[share]]) if card else None
     each = lambda name: sum(row[name] or 0 for row in rows) / len(entry["seeds"])
     known = lambda name: any(row[name] is not None for row in rows)
     return {
         "test": _figure(entry["test_accuracy"], entry["test_interval"], entry["test_size"]),
         "labels": _figure(entry["label_accuracy_last"], entry["label_interval"], max(row["labels"] or 0 for row in rows)),
         "evaluator": _figure(entry["evaluator_accuracy"], entry["evaluator_interval"], entry["evaluator_pairs"]),
-        "gives_up": told("accepts_wrong") or None,
-        "refuses": told("rejects_right") or None,
+        "gives_up": told("accepts_wrong"),
+        "refuses": told("rejects_right"),
         "precision": _precision(rows),
-        "recall": (told("recall") or None) if asked == rows else None,
+        "recall": told("recall") if asked == rows else None,
         **{name: each(name) if known(name) else None for name in ("compared", "replaced", *page.FLOWS)},
         "tflop": each("training_flops") / 1e12,
         "seconds": each("seconds"),
