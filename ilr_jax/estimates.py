@@ -49,16 +49,16 @@ def differences(rows: Sequence[Row]) -> list[Row]:
 def cards(rows: Sequence[Row], audits: Sequence[Sequence[Audit]]) -> list[Row]:
     """The report card (`refine.card`) of each series' evaluator, on the comparisons of all rounds and seeds; `audits` are of the rows.
 
-    Besides the card's keys: `intervals`, of the shares in SHARES, over seeds; None of one seed and of what is of nothing.
+    Besides the card's keys: `intervals`, of the shares in SHARES, over seeds; None of one seed and of what is of nothing. Runs that have
+    not ended count as in `summarise`.
     """
-    made = []
-    for name in dict.fromkeys(row["series"] for row in rows):
+    made, audit_of = [], {id(row): audit for row, audit in zip(rows, audits, strict=True)}
+    for name, group in _series(rows).items():
         mine: dict[int, tuple[list[Audit], list[Comparison]]] = {}
-        for row, audit in zip(rows, audits, strict=True):
-            if row["series"] == name:
-                decided, sampled = mine.setdefault(row["seed"], ([], []))
-                decided += audit
-                sampled += read_rows(Path(row["comparisons"]), Comparison) if row["comparisons"] else []
+        for row in group:
+            decided, sampled = mine.setdefault(row["seed"], ([], []))
+            decided += audit_of[id(row)]
+            sampled += read_rows(Path(row["comparisons"]), Comparison) if row["comparisons"] else []
         if found := _card(*([x for part in parts for x in part] for parts in zip(*mine.values(), strict=True))):
             each = [own for parts in mine.values() if (own := _card(*parts))]
             made.append(
@@ -121,7 +121,7 @@ def _entry(name: str, rows: Sequence[Row], baseline: Sequence[Row] | None) -> Ro
         "difference": None if baseline is None or rows[0]["method"] == BASELINE else _difference(last, _last(baseline)),
         "label_accuracy_first": _mean(row["label_accuracy"] for row in first.values()),
         "label_accuracy_last": _mean(row["label_accuracy"] for row in last.values()),
-        "label_interval": _over_seeds([(row["label_accuracy"], row["labels"]) for row in last.values()]),
+        "label_interval": _over_seeds([(row["label_accuracy"], 1) for row in last.values()]),
         "evaluator_accuracy": share,
         "evaluator_interval": _over_seeds([_evaluated([row for row in rows if row["seed"] == seed]) for seed in last]),
         "evaluator_pairs": pairs,

@@ -144,6 +144,14 @@ def test_unfinished_runs_do_not_enter_means_of_finished_ones(workdir):
     assert naive["test_accuracy"] == 0.2 and page.headline(naive)[0] == "naive (unfinished)"
 
 
+def test_unfinished_runs_do_not_enter_the_cards_of_finished_ones(tmp_path):
+    rows = report.collect([make_workdir(tmp_path, seeds=(0, 1))])
+    alone = [row for row in rows if row["seed"] == 0]
+    mixed = [{**row, "finished": row["seed"] == 0} for row in rows]
+    cards = [estimates.cards(found, report.decisions(found)) for found in (alone, mixed, rows)]
+    assert cards[0] == cards[1] and row_of(cards[2], series="ilr")["comparisons"] == 2 * row_of(cards[1], series="ilr")["comparisons"]
+
+
 def test_workdirs_with_other_seeds_are_one_curve_and_with_the_same_runs_two(tmp_path):
     one, two, other = (make_workdir(tmp_path / name, seeds) for name, seeds in [("one", (0,)), ("two", (1,)), ("other", (0,))])
     assert {row["series"] for row in report.collect([one, two])} == {"sft", "ilr", "dpo"}
