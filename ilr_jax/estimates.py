@@ -13,13 +13,14 @@ from jaxtyping import Float
 
 from ilr_jax import metrics
 from ilr_jax.files import read_rows
-from ilr_jax.refine.card import asked, card, replacements
+from ilr_jax.refine.card import asked, calibration_gaps, card, replacements
 from ilr_jax.types import Audit, Comparison
 
 BASELINE = "sft"
 RIVALS = ("dpo", "dpo_pairs", "sft_chosen", "naive", "sft")  # what ILR is compared with
 SHARES = {"accuracy": "pairs", "accepts_wrong": "right_labels", "rejects_right": "right_proposals"}  # of a card: share -> of how many
-SHARES |= {"precision": "replaced_known", "recall": "right_proposals"}
+SHARES |= {"precision": "replaced_known", "recall": "right_proposals", "flips": "both_orders", "second": "both_orders"}
+SHARES |= {"longer": "unequal", "longer_right": "unequal_pairs"}
 
 Row = dict[str, Any]
 
@@ -49,8 +50,8 @@ def differences(rows: Sequence[Row]) -> list[Row]:
 def cards(rows: Sequence[Row], audits: Sequence[Sequence[Audit]]) -> list[Row]:
     """The report card (`refine.card`) of each series' evaluator, on the comparisons of all rounds and seeds; `audits` are of the rows.
 
-    Besides the card's keys: `intervals`, of the shares in SHARES, over seeds; None of one seed and of what is of nothing. Runs that have
-    not ended count as in `summarise`.
+    Besides the card's keys: `intervals`, of the shares in SHARES and of the calibration error, over seeds; None of one seed and of what is
+    of nothing. Runs that have not ended count as in `summarise`.
     """
     made, audit_of = [], {id(row): audit for row, audit in zip(rows, audits, strict=True)}
     for name, group in _series(rows).items():
@@ -61,13 +62,9 @@ def cards(rows: Sequence[Row], audits: Sequence[Sequence[Audit]]) -> list[Row]:
             sampled += read_rows(Path(row["comparisons"]), Comparison) if row["comparisons"] else []
         if found := _card(*([x for part in parts for x in part] for parts in zip(*mine.values(), strict=True))):
             each = [own for parts in mine.values() if (own := _card(*parts))]
-            made.append(
-                {
-                    "series": name,
-                    **found,
-                    "intervals": {share: _over_seeds([(own[share], own[of]) for own in each]) for share, of in SHARES.items()},
-                }
-            )
+            intervals = {share: _over_seeds([(own[share], own[of]) for own in each]) for share, of in SHARES.items()}
+            intervals["calibration_error"] = _calibration(each)
+            made.append({"series": name, **found, "intervals": intervals})
     return made
 
 
@@ -82,6 +79,16 @@ def _over_seeds(told: Sequence[tuple[float | None, int | None]]) -> list[float] 
     if len(known) < 2:
         return None
     estimate = metrics.bootstrap_share(*np.transpose(known), seed=0)
+    return [estimate.low, estimate.high]
+
+
+def _calibration(each: Sequence[Row]) -> list[float] | None:
+    """The interval of the calibration error of all seeds' pairs together, by each seed's card."""
+    known = [own for own in each if own["pairs"]]
+    if len(known) < 2:
+        return None
+    gaps = np.stack([calibration_gaps(own["calibration"]) for own in known])
+    estimate = metrics.bootstrap_gaps(gaps, np.array([own["pairs"] for own in known], float), seed=0)
     return [estimate.low, estimate.high]
 
 

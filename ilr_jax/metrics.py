@@ -56,10 +56,18 @@ def bootstrap_share(right: Shaped[Any, " S"], of: Shaped[Any, " R"], seed: int, 
     right, of = _checked(right), _checked(of)
     if right.shape != of.shape or of.sum() <= 0:
         raise ValueError(f"wanted what is right and what it is of for each run, got shapes {right.shape} and {of.shape}, of {of.sum():g}")
+    return bootstrap_gaps(right[:, None], of, seed, n, level)
+
+
+def bootstrap_gaps(gaps: Shaped[Any, "S B"], of: Shaped[Any, " S"], seed: int, n: int = 2000, level: float = 0.95) -> Estimate:
+    """The sizes of the gaps that all S runs together leave in each of B places, summed, over what the runs are `of`; as `bootstrap_share`.
+
+    With a place for each bin of a score, the expected calibration error.
+    """
     drawn = np.random.default_rng(seed).multinomial(len(of), np.full(len(of), 1 / len(of)), size=n)
     drawn = drawn[drawn @ of > 0]
-    low, high = np.quantile(drawn @ right / (drawn @ of), [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(float(right.sum() / of.sum()), float(low), float(high))
+    low, high = np.quantile(abs(drawn @ gaps).sum(1) / (drawn @ of), [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(float(abs(gaps.sum(0)).sum() / of.sum()), float(low), float(high))
 
 
 def _checked(values: Any) -> Float[np.ndarray, "*S N"]:

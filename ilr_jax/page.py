@@ -113,7 +113,11 @@ def report_card(entry: Row) -> list[str]:
         of("accuracy", "pairs"),
         of("accepts_wrong", "right_labels"),
         of("rejects_right", "right_proposals"),
-        *(percent(entry[name]) for name in ("flips", "second", "longer", "longer_right", "calibration_error")),
+        of("flips", "both_orders"),
+        of("second", "both_orders"),
+        of("longer", "unequal"),
+        of("longer_right", "unequal_pairs"),
+        of("calibration_error", "pairs"),
         of("precision", "replaced_known"),
         of("recall", "right_proposals"),
     ]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ilr_jax.metrics import accuracy, bootstrap_interval, bootstrap_share, paired_difference
+from ilr_jax.metrics import accuracy, bootstrap_gaps, bootstrap_interval, bootstrap_share, paired_difference
 
 
 def flips(p: float, *shape: int, seed: int = 0) -> np.ndarray:
@@ -70,6 +70,12 @@ def test_a_share_is_that_of_all_and_its_interval_is_over_runs():
     _, low, high = bootstrap_share(many, np.full(200, 100), seed=0)
     wanted = 1.96 * many.std() / 100 / 200**0.5
     assert (high - low) / 2 == pytest.approx(wanted, rel=0.1)
+
+
+def test_gaps_of_all_runs_are_summed_before_their_sizes_are():
+    one, other = np.array([[4.0, -1.0], [-4.0, -1.0]]), np.array([10, 10])
+    error, low, high = bootstrap_gaps(one, other, seed=0)
+    assert error == 2 / 20 and (low, high) == pytest.approx((2 / 20, 5 / 10))  # both runs once; one of them twice
 
 
 def test_bad_values_and_settings_are_refused():

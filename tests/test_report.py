@@ -103,6 +103,10 @@ def test_shares_have_intervals_over_seeds_and_none_of_one(tmp_path):
     assert ilr["label_interval"] == pytest.approx([0.61, 0.9]) and ilr["evaluator_interval"] == pytest.approx([0.4, 0.75])
     assert card["recall"] == 4 / 7 and card["intervals"]["recall"] == pytest.approx([1 / 2, 2 / 3])
     assert "[40.0,75.0]" in page.headline(ilr)[6] and "57.1% of 7 [50.0,66.7]" in page.report_card(card)
+    assert page.report_card(card)[5] == "0.0% of 8 [0.0,0.0]" and page.report_card(card)[8] == "0.0% of 1"
+    of_seed = [[row for row in rows if row["seed"] == seed] for seed in (0, 1)]
+    errors = [row_of(estimates.cards(own, report.decisions(own)), series="ilr")["calibration_error"] for own in of_seed]
+    assert card["intervals"]["calibration_error"] == pytest.approx(sorted(errors)) and errors[0] != errors[1]
     alone = [row for row in rows if row["seed"] == 0]
     ilr, card = (row_of(found, series="ilr") for found in (estimates.summarise(alone), estimates.cards(alone, report.decisions(alone))))
     assert ilr["label_interval"] is ilr["evaluator_interval"] is card["intervals"]["recall"] is None

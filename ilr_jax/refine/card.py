@@ -32,9 +32,10 @@ def card(comparisons: Sequence[Comparison]) -> dict[str, Any] | None:
     Keys, shares from 0 to 1, a score of exactly 0.5 counts half:
 
     - `comparisons`; `pairs`: those with exactly one right answer; `accuracy` over these
-    - `flips`: it prefers another answer when the two change places; `second`: mean probability of the answer in the second place; both
-      None for an oracle, who is not asked in both orders
-    - `longer`: it prefers the longer answer (in characters); `longer_right`: of the `pairs`, the longer one is right
+    - `flips`: of the `both_orders`, it prefers another answer when the two change places; `second`: mean probability of the answer in the
+      second place; both None for an oracle, who is not asked in both orders
+    - `longer`: of the `unequal` (in characters), it prefers the longer answer; `longer_right`: of the `unequal_pairs`, which are those
+      among the `pairs`, the longer one is right
     - `calibration`: per tenth of the score, (pairs, mean score, share whose answer b is right); `calibration_error`: their mean distance
     """
     if not comparisons:
@@ -44,17 +45,29 @@ def card(comparisons: Sequence[Comparison]) -> dict[str, Any] | None:
     longer = np.sign([len(row.b) - len(row.a) for row in comparisons])
     accuracy, pairs = evaluator_accuracy(score[decisive], a[decisive], b[decisive])
     bins = _calibration(score[decisive], b[decisive])
+    unequal = longer != 0
     return {
         "comparisons": len(comparisons),
         "accuracy": accuracy,
         "pairs": pairs,
+        "both_orders": len(orders),
         "flips": _mean((orders[:, 0] - 0.5) * (orders[:, 1] - 0.5) < 0),
         "second": _mean((orders[:, 0] + 1 - orders[:, 1]) / 2),
-        "longer": _mean(np.where(longer > 0, _likes(score), 1 - _likes(score))[longer != 0]),
-        "longer_right": _mean((b == (longer > 0))[decisive & (longer != 0)]),
+        "unequal": int(unequal.sum()),
+        "longer": _mean(np.where(longer > 0, _likes(score), 1 - _likes(score))[unequal]),
+        "unequal_pairs": int((decisive & unequal).sum()),
+        "longer_right": _mean((b == (longer > 0))[decisive & unequal]),
         "calibration": bins,
-        "calibration_error": sum(n * abs(mean - right) for n, mean, right in bins) / pairs if pairs else None,
+        "calibration_error": float(abs(calibration_gaps(bins)).sum() / pairs) if pairs else None,
     }
+
+
+def calibration_gaps(bins: Iterable[tuple[int, float, float]]) -> Float[np.ndarray, " bins"]:
+    """By tenth of the score, how many more answers b were promised to be right than are; of a card's `calibration`."""
+    gaps = np.zeros(BINS)
+    for n, mean, right in bins:
+        gaps[min(int(mean * BINS), BINS - 1)] = n * (mean - right)
+    return gaps
 
 
 def replacements(audit: Sequence[Audit]) -> dict[str, Any]:

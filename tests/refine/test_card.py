@@ -42,7 +42,8 @@ def test_flips_and_the_liking_for_a_place():
     always_second, fair = decided(0.9, 0.1), decided(0.8, 0.8)
     assert card([always_second])["flips"] == 1.0 and card([always_second])["second"] == pytest.approx(0.9)
     assert card([fair])["flips"] == 0.0 and card([fair])["second"] == 0.5
-    assert card([always_second, fair, fair, fair])["flips"] == 0.25
+    found = card([always_second, fair, fair, replace(fair, accept=None)])
+    assert found["flips"] == pytest.approx(1 / 3) and found["both_orders"] == 3
 
 
 def test_length_is_told_beside_what_is_right():
@@ -50,7 +51,9 @@ def test_length_is_told_beside_what_is_right():
     rows = [decided(0.9, 0.9, RIGHT, short, long), decided(0.9, 0.9, WRONG, short, long), decided(0.1, 0.1, WRONG, long, short)]
     rows += [decided(0.9, 0.9, RIGHT, long, short), decided(0.9, 0.9, RIGHT, short, short)]
     found = card(rows)
-    assert found["longer"] == 0.75 and found["longer_right"] == 0.5
+    assert found["longer"] == 0.75 and found["longer_right"] == 0.5 and found["unequal"] == found["unequal_pairs"] == 4
+    either = decided(0.9, 0.9, (True, True), short, long)
+    assert [card([*rows, either])[name] for name in ("unequal", "unequal_pairs")] == [5, 4]
 
 
 def test_calibration_is_by_tenths_of_the_score():
@@ -58,6 +61,7 @@ def test_calibration_is_by_tenths_of_the_score():
     found = card(rows)
     assert found["calibration"] == [(1, pytest.approx(0.12), 0.0), (2, pytest.approx(0.975), 0.5)]
     assert found["calibration_error"] == pytest.approx((0.12 + 2 * 0.475) / 3)
+    assert cards.calibration_gaps(found["calibration"]) == pytest.approx([0, 0.12, *[0] * 7, 2 * 0.475])
 
 
 def test_precision_and_recall_of_what_was_replaced():
