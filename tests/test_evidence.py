@@ -52,6 +52,7 @@ def test_a_line_has_a_cell_for_every_column(tmp_path, docs):
     assert ilr["test"].startswith("61.5% [") and ilr["minus SFT, points"].startswith("+11.0")
     assert ilr["labels right"] == "41.0% → 61.0% [61.0,61.0]" and ilr["evaluator right"] == "75.0% of 80 [75.0,75.0]"
     assert ilr["precision"] == "100.0% of 4 [100.0,100.0]" and ilr["TFLOP"] == "4.5" and ilr["seconds"] == "8"
+    assert ilr["supervisor, test"] == "43.7% [43.2,44.2]" and lines["dpo"]["supervisor, test"] == ilr["supervisor, test"]
     assert ilr["comparisons"] == "4" and lines["sft"]["comparisons"] == "0" and lines["dpo"]["ILR minus it, points"].startswith("+10.0")
 
 
@@ -63,23 +64,50 @@ def test_results_have_the_tables_between_the_marks_and_nothing_else_changes(tmp_
     assert text == written(docs, tmp_path)["results.md"]
 
 
-def test_only_points_whose_seeds_have_all_ended_get_records(tmp_path, docs, monkeypatch):
+def test_every_section_shows_the_point_that_changes_nothing(tmp_path, docs, monkeypatch):
+    monkeypatch.setattr(evidence, "SECTIONS", (*SECTIONS, ("More", "sft,ilr", ("alpha=0.15,0.3",))))
+    for name in ("base", "alpha=0.15", "alpha=0.3"):
+        make_workdir(tmp_path / "points" / name, (0, 1))
+    lines = lines_of(written(docs, tmp_path)["evidence.md"], evidence.LONG)
+    assert [(line["setting"], line["method"]) for line in lines] == [
+        *(("base", "sft"), ("base", "ilr"), ("base", "dpo")),
+        *((name, method) for name in ("alpha=0.15", "alpha=0.3") for method in ("sft", "dpo")),
+        *((name, method) for name in ("alpha=0.15", "alpha=0.3") for method in ("sft", "ilr")),
+    ]
+    assert {**lines[3], "setting": "base"} == lines[0]
+
+
+def test_each_seed_of_the_first_section_is_told(tmp_path, docs):
+    make_workdir(tmp_path / "points" / "base", (0, 1))
+    lines = {line["method"]: line for line in lines_of(written(docs, tmp_path)["evidence.md"], ("method", "0", "1"))}
+    assert [lines["ilr"][seed] for seed in "01"] == ["61.0%", "62.0%"] and lines.keys() == {"sft", "ilr", "dpo"}
+
+
+def test_only_points_whose_seeds_have_all_ended_get_records(tmp_path, docs, monkeypatch, capsys):
     make_workdir(tmp_path / "points" / "base", (0, 1))
     make_workdir(tmp_path / "points" / "alpha=0.3", (0,))
     assert {place for place in records.read(docs / "evidence.jsonl")} == set()
     text = written(docs, tmp_path)["evidence.md"]
-    assert "## All" in text and "## Some" not in text
+    assert (
+        "## All" in text
+        and "## Some" not in text
+        and capsys.readouterr().out.endswith("points: alpha=0.3\n".replace("points", str(tmp_path)))
+    )
+    make_workdir(tmp_path / "points" / "alpha=0.3", (1, 2))  # a seed that is not asked for changes nothing
+    evidence.add(docs, tmp_path)
+    assert capsys.readouterr().out == "" and records.read(docs / "evidence.jsonl")["alpha=0.3", "sft"]["seeds"] == 2
     monkeypatch.setattr(evidence, "SEEDS", "0,1,2")
     (docs / "evidence.jsonl").unlink()
-    assert "##" not in written(docs, tmp_path)["evidence.md"]
+    assert "## All" not in written(docs, tmp_path)["evidence.md"]
 
 
-def test_records_outlive_the_runs_and_are_replaced_by_whole_newer_points(tmp_path, docs):
+def test_records_outlive_the_runs_and_are_replaced_by_whole_newer_points(tmp_path, docs, monkeypatch):
     for point in ("base", "alpha=0.3"):
         make_workdir(tmp_path / "one" / "points" / point, (0, 1))
         make_workdir(tmp_path / "two" / "points" / point, (1, 2))
     before = written(docs, tmp_path / "one")
     (tmp_path / "two" / "points" / "alpha=0.3" / "runs" / "dpo-seed1.json").unlink()
+    monkeypatch.setattr(evidence, "SEEDS", "1,2")
     after = written(docs, tmp_path / "two")
     of = lambda text: {(row["point"], row["method"]): row for row in map(json.loads, text["evidence.jsonl"].splitlines())}
     old, new = of(before), of(after)
@@ -142,11 +170,11 @@ def test_the_documents_are_those_of_the_records(tmp_path):
 
 
 def test_what_the_results_say_stands_in_the_evidence():
-    """Every interval, and every figure with one decimal, of the parts that read the evidence."""
+    """Every interval, and every figure with one decimal, of the parts that read the evidence: all but the machine's."""
     text, found = (evidence.DOCS / "results.md").read_text(), ""
     for name in ("evidence.md", "evidence-rounds.md"):
         found += (evidence.DOCS / name).read_text()
-    part = re.sub("`[^`]*`", "", text[text.index("## Everything else") : text.index("## GSM8K")])
+    part = re.sub("`[^`]*`", "", text[text.index("`[..]` are") : text.index("## GSM8K")])
     intervals = re.findall(r"\[([+-][\d.]+),\s+([+-][\d.]+)\]", part)
     assert len(intervals) > 10 and [ends for ends in intervals if "[{},{}]".format(*ends) not in found] == []
     known = set(re.findall(r"\d+\.\d", found))

@@ -13,8 +13,9 @@ from typing import Any
 import evidence_records
 import numpy as np
 
+from configs import quickstart
 from ilr_jax import page, sweep
-from ilr_jax.files import write_bytes
+from ilr_jax.files import flat, write_bytes
 
 SEEDS = "0,1,2,3,4"
 DOCS = Path(__file__).parent.parent / "docs"
@@ -26,6 +27,7 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Feedback from right to random", "sft,ilr,dpo", ("feedback=oracle", "oracle.error=0.0,0.1,0.25,0.4,0.5")),
     ("How many labels may change", "sft,ilr,naive", ("alpha=0.05,0.15,0.3,0.5",)),
     ("More folds", "sft,ilr", ("folds=3,5",)),
+    ("More rounds", "sft,ilr,naive,dpo", ("rounds=6",)),
     ("DPO as released", "sft,dpo", ("dpo.scoring=released",)),
     ("DPO with six samples a question", "sft,ilr,dpo", ("dpo.samples=6",)),
     ("Other preference losses", "sft,dpo", ("dpo.loss=ipo,hinge",)),
@@ -64,7 +66,7 @@ COUNTS = ("compared", "replaced", *page.FLOWS)
 ROUND = ("method", "round", "test", "labels right", "evaluator right", "gives up right labels", "refuses right proposals", "precision")
 ROUND += ("recall", "comparisons", "replaced", *(flow.replace("_", " ") for flow in page.FLOWS), "TFLOP", "seconds")
 HEAD = ("setting", "method", "test", "minus SFT, points", "ILR minus it, points", "labels right", "evaluator right", "comparisons")
-LONG = (*HEAD, "precision", "recall", "TFLOP", "seconds")
+LONG = (*HEAD, "precision", "recall", "TFLOP", "seconds", "supervisor, test")
 BEGIN, END = "<!-- tables: python tools/evidence.py write -->", "<!-- end of tables -->"
 
 CURVES = {
@@ -105,7 +107,7 @@ def command(methods: str, axes: Sequence[str], folder: str) -> list[str]:
 
 def add(docs: Path, folder: Path) -> None:
     """Put the records of all points whose seeds have ended in evidence.jsonl, and draw the plots if the first one's have."""
-    file, seeds = docs / "evidence.jsonl", len(SEEDS.split(","))
+    file, seeds = docs / "evidence.jsonl", {int(seed) for seed in SEEDS.split(",")}
     known, found = evidence_records.read(file), {}
     for _, methods, axes in SECTIONS:
         for point in sweep.grid(axes):
@@ -113,6 +115,8 @@ def add(docs: Path, folder: Path) -> None:
                 found[point.name, record["method"]] = record
     order = [(point.name, method) for _, methods, axes in SECTIONS for point in sweep.grid(axes) for method in methods.split(",")]
     records = known | found
+    if left := list(dict.fromkeys(name for name, method in order if (name, method) not in found)):
+        print(f"left as they were, for not all of their runs have ended in {folder}: {' '.join(left)}")
     evidence_records.write(file, {place: records[place] for place in dict.fromkeys(order) if place in records})
     _, methods, axes = SECTIONS[0]
     (first,) = sweep.grid(axes)
@@ -142,13 +146,29 @@ def sections(docs: Path) -> list[Section]:
 def document(found: Sequence[Section]) -> str:
     """The text of evidence.md."""
     parts = [INTRODUCTION]
+    base = {row["method"]: row for _, _, axes, points in found if not axes for row in points[0][1]}
+    of_base = lambda methods: [base[method] for method in methods.split(",") if method in base]
     for title, methods, axes, points in found:
         days = ", ".join(sorted({row["run"] for _, rows in points for row in rows}))
         parts += [f"## {title}\n", f"`ilr sweep {' '.join(command(methods, axes, 'DIR'))}` ({days})\n"]
-        parts += table(LONG, [line(cells(name, row)) for name, rows in points for row in rows])
+        shown = points if not axes or as_base(axes) in dict(points) else [(as_base(axes), of_base(methods)), *points]
+        parts += table(LONG, [line(cells(name, row)) for name, rows in shown for row in rows])
         if not axes:
+            parts += ["Seed by seed, test:\n", *by_seed(points[0][1])]
             parts += ["Round by round:\n", *table(ROUND, rounds(points[0][1])), *pictures(), ""]
     return "\n".join(parts)
+
+
+def as_base(axes: Sequence[str]) -> str:
+    """What the fields of the axes are in the point that changes none: every section shows it too."""
+    base = flat(quickstart.get_config().to_dict())
+    fields = [axis.partition("=")[0] for axis in axes]
+    return sweep.Point(tuple((field, str(base[field])) for field in fields)).name
+
+
+def by_seed(records: Sequence[Row]) -> list[str]:
+    """A table of test accuracies after the last round, a line for each method."""
+    return table(("method", *SEEDS.split(",")), [line([row["method"], *map(page.percent, row["by_seed"])]) for row in records])
 
 
 def round_by_round(found: Sequence[Section]) -> str:
@@ -199,6 +219,7 @@ def cells(name: str, row: Row) -> list[str]:
         *(share(row[key]) for key in ("precision", "recall")),
         count(row["tflop"], 1),
         count(row["seconds"]),
+        share(row["supervisor"], of=False),
     ]
 
 

@@ -29,7 +29,7 @@ def write(path: Path, records: Records) -> None:
     write_bytes(path, "".join(json.dumps(row) + "\n" for row in records.values()).encode())
 
 
-def made(workdir: Path, point: str, methods: Sequence[str], seeds: int) -> Iterator[Row]:
+def made(workdir: Path, point: str, methods: Sequence[str], seeds: set[int]) -> Iterator[Row]:
     """The records of the methods in the workdir; none before the seeds of all of them have ended."""
     rows = finished(workdir, methods, seeds)
     ahead = {entry["against"]: entry for entry in estimates.differences(rows)}
@@ -41,17 +41,33 @@ def made(workdir: Path, point: str, methods: Sequence[str], seeds: int) -> Itera
         numbers = sorted({row["round"] for row in mine})
         record = {"point": point, "method": method, "run": _day(workdir, method), "seeds": len(entry["seeds"])}
         record |= {"minus_sft": _difference(entry["difference"]), "ilr_minus": _difference(ahead.get(method))}
-        record |= {"labels_before": _figure(entry["label_accuracy_first"]), **_figures(mine, asked)}
+        record |= {"labels_before": _figure(entry["label_accuracy_first"]), "supervisor": _supervisor(mine), "by_seed": _by_seed(mine)}
+        record |= _figures(mine, asked)
         yield record | {"rounds": [{"round": n, **_figures(of_round(mine, n), of_round(asked, n))} for n in numbers]}
 
 
-def finished(workdir: Path, methods: Sequence[str], seeds: int) -> list[Row]:
-    """The rows of the methods; none before so many seeds of each have ended."""
+def finished(workdir: Path, methods: Sequence[str], seeds: set[int]) -> list[Row]:
+    """The rows of the methods with these seeds; none before all of them have ended."""
     if not list(workdir.glob("runs/*.json")):
         return []
-    rows = [row for row in report.collect([workdir]) if row["finished"] and row["method"] in methods]
-    whole = all(len({row["seed"] for row in rows if row["method"] == method}) == seeds for method in methods)
+    rows = [row for row in report.collect([workdir]) if row["finished"] and row["method"] in methods and row["seed"] in seeds]
+    whole = all({row["seed"] for row in rows if row["method"] == method} == seeds for method in methods)
     return rows if whole else []
+
+
+def _supervisor(rows: Sequence[Row]) -> Figure:
+    """The supervisor's own test accuracy, of runs that share its labels."""
+    told = np.array([row["supervisor_accuracy"] for row in rows if row["supervisor_accuracy"] is not None])
+    if not len(told):
+        return None
+    share, low, high = metrics.bootstrap_share(told, np.ones(len(told)), seed=0)
+    return _figure(share, [low, high])
+
+
+def _by_seed(rows: Sequence[Row]) -> list[float]:
+    """Test accuracy after the last round, by seed."""
+    last = {row["seed"]: row["test_accuracy"] for row in rows}
+    return [last[seed] for seed in sorted(last)]
 
 
 def _figures(rows: Sequence[Row], asked: Sequence[Row]) -> Row:
