@@ -56,6 +56,7 @@ class Lab:
         self.tests = self.task.test()
         self.known_tests = split.shared([*self.d1, *self.d2], self.tests)
         self.examples = {example.id: example for example in [*self.d1, *self.d2, *self.tests]}
+        self.data = fingerprint([[e.id, e.prompt, e.reference, e.given, dict(e.tags)] for e in self.examples.values()])
         self._models: dict[tuple[str, str], Model] = {}
         self._endpoints: dict[str, Endpoint] = {}
         models = {role: self.model(role).config for role in self.roles}

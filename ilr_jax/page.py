@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 
 FLOWS = ("wrong_to_right", "right_to_wrong", "wrong_to_wrong", "right_to_right")
-HEADLINE = ("method", "seeds", "rounds", "test accuracy", "vs sft", "labels right", "evaluator right", "replaced")
+HEADLINE = ("method", "seeds", "round", "test accuracy", "vs sft", "labels right", "evaluator right", "replaced")
 CARD = (
     "method",
     "comparisons",

@@ -5,6 +5,7 @@ From: the quantities that the ILR paper reports per round (arXiv 2501.07886): ac
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -83,9 +84,11 @@ def table(rows: Sequence[Row]) -> Table:
     caption = "\n".join(line for line in lines if line)
     result = Table(title="Iterative label refinement", caption=Text(caption), box=None, pad_edge=False, collapse_padding=True)
     for number, column in enumerate(page.HEADLINE):
-        result.add_column(column.replace(" ", "\n"), justify="right" if number else "left", overflow="fold")
+        result.add_column(column.replace(" ", "\n"), justify="right" if number else "left", no_wrap=number > 0, overflow="fold")
     for entry in summary:
-        result.add_row(*(Text(cell.replace(" [", "\n[")) for cell in page.headline(entry)))  # so that 80 columns are enough
+        result.add_row(
+            *(Text(re.sub(r" (?=of |\[)|(?<=→) ", "\n", cell)) for cell in page.headline(entry))
+        )  # so that 80 columns are enough
     return result
 
 

@@ -160,8 +160,10 @@ def _record(lab: Lab, name: str, title: str) -> None:
     Times and FLOPs are those of the stages that a round was the first to need, whoever built them: a second run leaves the same bytes.
     """
     path = lab.workdir / "runs" / f"{name}-seed{lab.config.seed}.json"
-    old = hosts.told(lambda: _begun(lab, path))
+    lab.bench.place, old = title, hosts.told(lambda: _begun(lab, path))
     lab.bench.spent.clear()
+    if old["data"] != lab.data:
+        lab.bench.say(f"{path.name} was made of other data: what the data changes is done anew, and then the record is replaced")
     steps, done, total = METHODS[name](lab), [], 1 if name in ONE_ROUND else lab.config.rounds + 1
     for r in range(total):
         lab.bench.place = f"{title}, round {r}" + (f" of {total - 1}" if total > 1 else "")
@@ -169,7 +171,7 @@ def _record(lab: Lab, name: str, title: str) -> None:
         spent = {name: sum(getattr(cost, name) for cost in lab.bench.spent.values()) for name in Cost._fields}
         done.append({**facts, **{name: spent[name] - before[name] for name in Cost._fields}})
         record = {"method": name, "seed": lab.config.seed, "finished": r + 1 == total, "started": old["started"]}
-        record["tests_in_train"] = len(lab.known_tests)
+        record |= {"tests_in_train": len(lab.known_tests), "data": lab.data}
         if len(done) >= len(old["rounds"]):
             record |= {"config": old.get("config", _resolved(lab)), **spent, "rounds": done}
             hosts.told(partial(_write, lab, path, record))
@@ -181,7 +183,8 @@ def _begun(lab: Lab, path: Path) -> Mapping[str, Any]:
     with explained(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     lab.mirror.pull(path)
-    return read_json(path) if path.exists() else {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "rounds": []}
+    new = {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "rounds": [], "data": lab.data}
+    return new | (read_json(path) if path.exists() else {})
 
 
 def _write(lab: Lab, path: Path, record: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ilr_jax import main, settings, sweep
+from ilr_jax import main, report, settings, sweep
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # how ml_collections reads a config's file
 ROOT = Path(__file__).parent.parent
@@ -29,6 +29,12 @@ def test_a_command_parses_and_its_config_can_be_run(command, monkeypatch):
 def test_the_document_has_the_authors_scripts_and_says_what_run_stands_for():
     assert f"`{RUN}`" in TEXT and len(COMMANDS) > 30
     assert len(set(re.findall(r"`([a-z-]+/[a-z0-9-]+\.sh)`", TEXT))) == 17  # those in parallel/ are the same experiments
+
+
+def test_every_column_of_a_report_is_in_the_document(workdir):
+    report.write([workdir])
+    head = (workdir / "results.csv").read_text().splitlines()[0].split(",")
+    assert len(head) > 25 and not [name for name in head if f"`{name}`" not in TEXT.partition("## What a report holds")[2]]
 
 
 def test_every_method_and_variant_is_in_the_document():

@@ -80,6 +80,19 @@ def test_test_questions_that_stand_in_train_are_told_and_recorded(own, tmp_path,
     assert read_json(tmp_path / "run" / "runs" / "sft-seed0.json")["tests_in_train"] == 1
 
 
+def test_a_workdir_that_goes_on_with_other_data_says_so(own, tmp_path, capsys):
+    fields = {"test": gold(4), "method": "sft", "feedback": "oracle", "given": "all"}
+    for rows, told in ((gold(8), False), (gold(8), False), (gold(7) + [{**gold(8)[7], "answer": "It is 15, I think"}], True)):
+        rounds.run(own(rows, **fields), tmp_path / "run")
+        said = [line for line in capsys.readouterr().out.splitlines() if "was made of other data" in line]
+        assert (
+            said
+            == ["[1/1] sft: sft-seed0.json was made of other data: what the data changes is done anew, and then the record is replaced"]
+            * told
+        )
+    assert len(list((tmp_path / "run" / "stages").glob("sft-*"))) == 2  # nothing of the older data is lost
+
+
 def test_labels_of_which_some_have_references_are_graded_where_they_have_one(own, tmp_path):
     lab = Lab(own(gold(6)[:3] + noisy(6)[3:], given="all"), tmp_path)
     labels, _ = demos.first_labels(lab)

@@ -69,7 +69,9 @@ def both_orders(pairs: Sequence[Pair]) -> list[tuple[str, str, str, int]]:
 def split_pairs(pairs: Sequence[Pair], seed: int, share: float = 0.1) -> tuple[list[Pair], list[Pair]]:
     """(training, validation): a seeded `share` of the pairs, at least one, is held out. ValueError below two pairs."""
     if len(pairs) < 2:
-        raise ValueError(f"wanted at least 2 pairs to train and validate the evaluator, got {len(pairs)}; use more examples or checkpoints")
+        raise ValueError(
+            f"wanted at least 2 pairs to train and validate the evaluator, got {len(pairs)}; add examples with a trusted reference"
+        )
     order = shuffled([f"{i}/{pair.example_id}" for i, pair in enumerate(pairs)], seed, "split_pairs")
     held = set(order[: min(max(1, share_of(len(pairs), share)), len(pairs) - 1)])
     return [p for i, p in enumerate(pairs) if i not in held], [p for i, p in enumerate(pairs) if i in held]
