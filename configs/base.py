@@ -173,7 +173,9 @@ def _sharding(config: ConfigDict) -> None:
     config.sharding.data = 0  # devices that split rows and each hold all weights
     config.sharding.fsdp = 0  # devices that split rows and weights; 0: what the largest model's training needs beside tensor
     config.sharding.tensor = 0  # devices that split heads, MLP and vocabulary; 0: what the largest model's training needs, up to 8
-    config.sharding.rules = ConfigDict()  # which mesh axes split what: some of data, fsdp, tensor; empty: none; auto: tensor, if it divides
+    config.sharding.rules = (
+        ConfigDict()
+    )  # which mesh axes split what: some of data, fsdp, tensor; empty: none; auto: tensor, where it divides
     config.sharding.rules.batch = "data,fsdp"  # rows
     config.sharding.rules.embed = "fsdp"  # weights along the model's width
     config.sharding.rules.heads = "tensor"  # attention heads

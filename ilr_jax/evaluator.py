@@ -43,10 +43,10 @@ def train(bench: Bench, model: Model, train: Comparisons, held_out: Comparisons)
             list(zip(model.tokenizer.comparisons([r[:3] for r in part]), [r[3] for r in part], strict=True)) for part in (train, held_out)
         )
         epochs = Epochs((len(rows),), section.batch, section.epochs, bench.config.seed)
-        classifier = sharding.put_weights(bench.layout, initial(model.params, bench.random_key()))
-        start = state.init(classifier, optimizer, epochs.totals, layout=bench.layout)
-        model.release()  # all weights train in a copy of their own
         setup = bench.setup(model.config)
+        classifier = sharding.put_weights(setup.layout, initial(model.params, bench.random_key()))
+        start = state.init(classifier, optimizer, epochs.totals, layout=setup.layout)
+        model.release()  # all weights train in a copy of their own
         held = [sharding.put_rows(bench.layout, batch) for _, batch in batches.scoring(checks, size, pad)]
         evaluate = partial(_class_metrics, steps.class_evaluation(setup), held)
         done = fit(
@@ -94,9 +94,10 @@ def _class_metrics(evaluation: Callable, data: Sequence, trainable: Any) -> dict
 
 def score_fn(bench: Bench, model: Model, evaluator: Artifact) -> Callable[[Sequence[Request3]], Float[np.ndarray, " n"]]:
     """The evaluator as a function: for each (question, A, B) the probability that the holder of A accepts to change to B."""
+    setup = bench.setup(model.config)
     like = jax.eval_shape(initial, decoder.abstract(model.config), jax.random.key(0))
-    trained = checkpoint.load_tree(Path(evaluator.folder) / CLASSIFIER, like, bench.layout)
-    probabilities = steps.class_probabilities(bench.setup(model.config))
+    trained = checkpoint.load_tree(Path(evaluator.folder) / CLASSIFIER, like, setup.layout)
+    probabilities = steps.class_probabilities(setup)
 
     def score(requests: Sequence[Request3]) -> Float[np.ndarray, " n"]:
         """A probability a request, in their order."""

@@ -16,7 +16,7 @@ from jaxtyping import Bool
 
 from ilr_jax import hosts, tasks
 from ilr_jax.refine import audit, split
-from ilr_jax.roles import Memory, Model, fingerprint, layout
+from ilr_jax.roles import Memory, Model, fingerprint, layouts
 from ilr_jax.sample.beam import BeamSettings
 from ilr_jax.sample.rollout import SamplingSettings
 from ilr_jax.services.endpoint import Endpoint, opened
@@ -60,7 +60,7 @@ class Lab:
         self._models: dict[tuple[str, str], Model] = {}
         self._endpoints: dict[str, Endpoint] = {}
         models = {role: self.model(role).config for role in self.roles}
-        self.bench.layout = self.memory.layout = layout(config.sharding, models, self.bench.dtype)
+        self.bench.layouts = self.memory.layouts = layouts(config.sharding, models, self.bench.dtype)
         self.bench.store.how = self._how(models)
 
     def _how(self, models: Mapping[str, Any]) -> dict[str, str]:

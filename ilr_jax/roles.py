@@ -52,28 +52,35 @@ def _file_hash(path: Path) -> str:
 
 @dataclass
 class Memory:
-    """Where the parameters of models go: how they are split over devices, and whose are there at present."""
+    """Where the parameters of models go: how those of each are split over devices, and whose are there at present."""
 
-    layout: Layout | None = None
+    layouts: Mapping[ModelConfig, Layout] = field(default_factory=dict)
     held: dict[Path, Mapping[str, Any]] = field(default_factory=dict)  # folder -> parameters, of one model at most
 
 
 UNKNOWN_MEMORY = 16 * 2**30  # bytes of a device that does not say, such as a CPU
 
 
-def layout(
+def layouts(
     wanted: Config, models: Mapping[str, ModelConfig], dtype: str, devices: Sequence[Any] | None = None, memory: int | None = None
-) -> Layout | None:
-    """The layout that the section `sharding` asks for; what it leaves open is chosen for the models' weights and the evaluator's training.
+) -> dict[ModelConfig, Layout]:
+    """The layout of each model as the section `sharding` asks for it, all on one mesh, none for one device.
 
-    All weights of the evaluator train: weights, gradient, two moments and the best state, in float32. `devices` and their `memory` [bytes]
+    What is left open is chosen for the models' weights and the evaluator's training; `auto` rules for each model by itself: Gemma-2B's one
+    KV head is whole on every device, beside it Mistral's eight are split. All weights of the evaluator train: weights, gradient, two moments and the best state, in float32. `devices` and their `memory` [bytes]
     are this machine's, or described. Raises ValueError for what cannot be split.
     """
     here = hosts.told(lambda: (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", UNKNOWN_MEMORY))
     largest = max(size(model) * (20 if role == "evaluator" else np.dtype(dtype).itemsize) for role, model in models.items())
     units = [model.units for model in models.values()]
     axes = {"data": wanted.data, "fsdp": wanted.fsdp, "tensor": wanted.tensor}
-    return sharding.choose(axes, wanted.rules.to_dict(), units, largest, here if memory is None else memory, devices)
+    rules = wanted.rules.to_dict()
+    common = sharding.choose(axes, rules, units, largest, here if memory is None else memory, devices)
+    if common is None:
+        return {}
+    sizes, chosen = common.mesh.shape, list(common.mesh.devices.flat)
+    found = {model: sharding.choose(sizes, rules, [model.units], 0, 0, chosen) for model in models.values()}
+    return {model: layout for model, layout in found.items() if layout}
 
 
 def size(config: ModelConfig) -> int:
@@ -135,10 +142,10 @@ class Model:
     @property
     def params(self) -> Mapping[str, Any]:
         """The decoder's parameters in the compute dtype."""
-        held, layout = self._memory.held, self._memory.layout
+        held, layouts = self._memory.held, self._memory.layouts
         if self.folder not in held:
             self.release()
-            places = layout and sharding.shardings(layout, decoder.abstract(self.config))
+            places = sharding.shardings(layouts[self.config], decoder.abstract(self.config)) if layouts else None
             held[self.folder] = hf.load(self.folder, dtype=self.dtype, sharding=places)[1]
         return held[self.folder]
 

@@ -124,7 +124,7 @@ def choose(
     memory: int,
     devices: Sequence[Any] | None = None,
 ) -> Layout | None:
-    """The layout that a config asks for, what it leaves open (0, "auto") chosen here; None for one device.
+    """The layout that a config asks for, what it leaves open (0, "auto") chosen here for all models; None for one device.
 
     `sizes` of the mesh axes, 0: open. `needed`: for each model how many units each logical axis has (heads, not their width). `devices` are
     those of this machine, or described ones.

@@ -56,7 +56,16 @@ class Bench:
     config: Config
     place: str = ""
     spent: dict[str, Cost] = field(default_factory=dict)  # stage asked for -> what it took, whenever that was
-    layout: Layout | None = None  # how everything is split over devices; None: one device
+    layouts: Mapping[ModelConfig, Layout] = field(default_factory=dict)  # how each model is split over devices; none: one device
+
+    @property
+    def layout(self) -> Layout | None:
+        """How rows are split over devices, whoever reads them; None: one device."""
+        return next(iter(self.layouts.values()), None)
+
+    def layout_of(self, model: ModelConfig) -> Layout | None:
+        """How a model is split over devices; None: one device."""
+        return self.layouts[model] if self.layouts else None
 
     @property
     def lora(self) -> Lora:
@@ -90,7 +99,7 @@ class Bench:
     def setup(self, model: ModelConfig, lora: Lora | None = None) -> Setup:
         """What the training steps of a model are compiled for."""
         c = self.config.compute
-        how = {"attention": self.attention(model), "remat": c.remat, "microbatches": c.microbatches, "layout": self.layout}
+        how = {"attention": self.attention(model), "remat": c.remat, "microbatches": c.microbatches, "layout": self.layout_of(model)}
         return Setup(model, lora, self.dtype, chunk=CHUNK_CPU if platform() == "cpu" else CHUNK, **how)
 
     def optimizer(self, section: Config) -> OptimizerConfig:
@@ -147,8 +156,9 @@ def fine_tune(
         epochs = Epochs(tuple(len(samples) for samples in data), c.batch, section.epochs, bench.config.seed)
         at = batches.sft(data, epochs, model.tokenizer.pad, c.normalize, c.max_length, bench.packing(model, len(data)))
         adapters = lora.init(model.config, bench.lora, jax.random.split(bench.random_key(), len(data)))
-        start = state.init(sharding.put_weights(bench.layout, {"adapters": adapters}), optimizer, epochs.totals, layout=bench.layout)
-        step = steps.sft_step(bench.setup(model.config, bench.lora), optimizer)
+        setup = bench.setup(model.config, bench.lora)
+        start = state.init(sharding.put_weights(setup.layout, {"adapters": adapters}), optimizer, epochs.totals, layout=setup.layout)
+        step = steps.sft_step(setup, optimizer)
         keep = partial(_keep_snapshot, folder / "resume")
         done = fit(bench, name, folder, step, start, model.params, at, epochs.steps, snapshots=snapshots, on_snapshot=keep)
         checkpoint.save_tree(folder / ADAPTERS, done.state.trainable)
@@ -199,7 +209,7 @@ def _keep_snapshot(folder: Path, number: int, trainable: Any) -> None:
 def load_adapters(bench: Bench, model: Model, path: Path, k: int) -> Any:
     """The trained tree {"adapters": ...} of K adapters that a stage left in `path`."""
     like = jax.eval_shape(lambda: {"adapters": lora.init(model.config, bench.lora, jax.random.split(jax.random.key(0), k))})
-    return checkpoint.load_tree(path, like, bench.layout)
+    return checkpoint.load_tree(path, like, bench.layout_of(model.config))
 
 
 def answer(
@@ -243,7 +253,7 @@ def answer(
             pad=tokens.pad,
             dtype=bench.dtype,
             attention=bench.attention(model.config),
-            layout=bench.layout,
+            layout=bench.layout_of(model.config),
             progress=name,
         )
         rows = [

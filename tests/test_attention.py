@@ -3,16 +3,19 @@
 import dataclasses
 import types
 
+import jax
 import pytest
 
 from configs import base
 from ilr_jax.models import config as configs
 from ilr_jax.models.platform import described
+from ilr_jax.sharding import MESH_AXES, Layout
 from ilr_jax.stages import Bench
 from ilr_jax.store import Store
 
 SIZES = {"vocab_size": 96, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
 MODEL = configs.from_fields({"model_type": "mistral", "num_attention_heads": 2, "num_key_value_heads": 1} | SIZES)
+LAYOUT = Layout(jax.make_mesh((2, 1, 1), MESH_AXES, devices=jax.devices()[:2]), ())
 
 
 @pytest.fixture
@@ -42,7 +45,7 @@ def test_attention_by_itself_is_cudnn_where_that_can_be(bench, monkeypatch, capa
     on_gpu(monkeypatch, capability, platform)
     bench.config.compute.dtype = dtype
     assert bench.attention(model) == bench.setup(model).attention == wanted
-    bench.layout = types.SimpleNamespace()
+    bench.layouts = {MODEL: LAYOUT}
     assert bench.attention(MODEL) == "gemm"  # several GPUs have to ask for it
     bench.config.compute.attention = "xla"
     assert bench.attention(model) == "xla"
@@ -53,7 +56,7 @@ def test_attention_by_itself_is_splash_on_tpus_where_that_can_be(bench, head_dim
     model = dataclasses.replace(MODEL, head_dim=head_dim)
     with described("tpu"):
         assert bench.attention(model) == wanted
-        bench.layout = types.SimpleNamespace()
+        bench.layouts = {MODEL: LAYOUT}
         assert bench.attention(model) == wanted  # several as well
 
 

@@ -2,6 +2,7 @@
 that every program does the same on each mesh is in `test_sharding`."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -10,7 +11,7 @@ import pytest
 import test_sharding as programs
 from safetensors.numpy import load_file
 
-from ilr_jax import sharding
+from ilr_jax import roles, sharding
 from ilr_jax.lab import Lab
 from ilr_jax.stages import ADAPTERS, answers_of
 from ilr_jax.train import loop
@@ -38,6 +39,19 @@ def test_the_layout_is_the_mesh_that_was_asked_for(tiny_config, tmp_path):
     assert lab.bench.layout is not None and dict(lab.bench.layout.mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
     kernel = lab.model("strong").params["layers"]["q_proj"]["kernel"]
     assert kernel.addressable_shards[0].data.shape == (2, 16, 16) and len(jax.devices()) == 8
+
+
+def test_each_model_is_split_as_far_as_its_own_sizes_allow(tiny_config, tmp_path):
+    """Beside a model of one KV head, one of two has these split, its weights and its cache alike."""
+    sizes = SimpleNamespace(data=1, fsdp=1, tensor=2, rules=tiny_config.sharding.rules)
+    one, two = (replace(Lab(tiny_config, tmp_path).model("strong").config, num_kv_heads=n) for n in (1, 2))
+    found = roles.layouts(sizes, {"weak": one, "strong": two}, "float32")
+    assert [found[model].pieces("kv_heads") for model in (one, two)] == [1, 2] and found[one].mesh == found[two].mesh
+    assert [found[model].pieces("heads") for model in (one, two)] == [2, 2]
+    sizes.rules = tiny_config.sharding.rules.copy_and_resolve_references()
+    sizes.rules.kv_heads = "tensor"
+    with pytest.raises(ValueError, match=r"sharding.rules.kv_heads=tensor: 1 cannot be split into 2 \(tensor\)"):
+        roles.layouts(sizes, {"weak": one, "strong": two}, "float32")
 
 
 @pytest.mark.parametrize("kind", ["sft", "evaluator"])

@@ -31,7 +31,7 @@ def test_what_is_compiled_to_train_and_to_score_does_not_grow_with_depth(tiny_mo
     for depth in (16, 80):
         strong, weak = (replace(model_config.read(tiny_models[name]), num_layers=depth) for name in ("mistral", "gemma"))
         models, bench = {"weak": weak, "evaluator": weak, "strong": strong}, Bench(Store(tmp_path), config)
-        bench.layout = roles.layout(config.sharding, models, bench.dtype)
+        bench.layouts = roles.layouts(config.sharding, models, bench.dtype)
         programs = Planned(bench, models, Load(80, 40, 32, 16, 48), jax.devices()).programs()
         flat = [p for p in programs if p.trains or p.stage in ("comparisons", "DPO's reference")]
         sizes.append({program.stage: program.lower().as_text().count("\n") for program in flat})

@@ -168,7 +168,7 @@ def planned(config: Any, chip: Chip | None, shape: tuple[int, ...], options: arg
         config.compute.dtype = "bfloat16"
     bench = Bench(Store("plan"), config)
     memory = int(chip.memory) if chip and chip.memory < inf else None
-    bench.layout = roles.layout(config.sharding, models, bench.dtype, devices, memory)
+    bench.layouts = roles.layouts(config.sharding, models, bench.dtype, devices, memory)
     kind = "tpu" if chip and chip.clock else None
     with described(kind):
         bench.check(list(models.values()))

@@ -79,9 +79,8 @@ class Planned:
     devices: Sequence[Any]
     memory: float = math.inf  # bytes of a device
 
-    @property
-    def _layout(self) -> Layout | None:
-        return self.bench.layout
+    def _layout(self, role: str) -> Layout | None:
+        return self.bench.layout_of(self.models[role])
 
     def programs(self) -> Iterator[Program]:
         """Those of ILR, and of DPO where `method` names it, in their order; what several stages share stands once, with all its runs.
@@ -114,21 +113,21 @@ class Planned:
 
     # Shapes, each placed on its devices.
 
-    def _placed(self, x: Any, *names: str | None) -> Any:
-        where = self._layout.sharding(*names) if self._layout else jax.sharding.SingleDeviceSharding(self.devices[0])
+    def _placed(self, layout: Layout | None, x: Any, *names: str | None) -> Any:
+        where = layout.sharding(*names) if layout else jax.sharding.SingleDeviceSharding(self.devices[0])
         return jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=where)
 
-    def _weights(self, tree: Any) -> Any:
-        if self._layout is None:
-            return jax.tree.map(self._placed, tree)
+    def _weights(self, role: str, tree: Any) -> Any:
+        if (layout := self._layout(role)) is None:
+            return jax.tree.map(lambda x: self._placed(None, x), tree)
         put = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-        return jax.tree.map(put, tree, sharding.shardings(self._layout, tree))
+        return jax.tree.map(put, tree, sharding.shardings(layout, tree))
 
     def _rows(self, batch: Any) -> Any:
-        return jax.tree.map(lambda x: self._placed(x, "batch", *(None,) * (np.ndim(x) - 1)), batch)
+        return jax.tree.map(lambda x: self._placed(self.bench.layout, x, "batch", *(None,) * (np.ndim(x) - 1)), batch)
 
     def _params(self, role: str) -> Any:
-        return self._weights(decoder.abstract(self.models[role], self.bench.dtype))
+        return self._weights(role, decoder.abstract(self.models[role], self.bench.dtype))
 
     def _adapters(self, role: str, k: int) -> Any:
         return jax.eval_shape(lambda: lora.init(self.models[role], self.bench.lora, jax.random.split(jax.random.key(0), k)))
@@ -136,9 +135,9 @@ class Planned:
     def _setup(self, role: str, adapters: bool) -> steps.Setup:
         return self.bench.setup(self.models[role], self.bench.lora if adapters else None)
 
-    def _state(self, trainable: Any, section: Any) -> Any:
+    def _state(self, role: str, trainable: Any, section: Any) -> Any:
         k = jax.tree.leaves(trainable)[0].shape[0]
-        return self._weights(jax.eval_shape(lambda tree: state.init(tree, self.bench.optimizer(section), [1] * k), trainable))
+        return self._weights(role, jax.eval_shape(lambda tree: state.init(tree, self.bench.optimizer(section), [1] * k), trainable))
 
     # Training.
 
@@ -150,7 +149,7 @@ class Planned:
         batch = batches.documents([[sample] * per_row] * rows, 0, "sequence", load.length, batches.bucket(per_row * load.answer))
         tree = {"adapters": self._adapters(role, k)}
         step: Any = steps.sft_step(self._setup(role, True), self.bench.optimizer(c[role]))
-        lower = lambda: step.lower(self._state(tree, c[role]), self._params(role), self._rows(batch))
+        lower = lambda: step.lower(self._state(role, tree, c[role]), self._params(role), self._rows(batch))
         work = float(flops.adapters(self.models[role], self.bench.lora) * rows * load.length)
         return Program(stage, lower, times, rows * load.length, work, True, "compute.microbatches")
 
@@ -163,7 +162,7 @@ class Planned:
         pairs = [[Preference(side, side, 0.0, 0.0)] * per_row] * rows
         batch = batches.pair_rows(pairs, 0, length, batches.bucket(2 * per_row * load.answer), per_row)
         step: Any = steps.dpo_step(self._setup(role, True), self.bench.optimizer(c.dpo), c.dpo.beta, c.dpo.loss, c.dpo.smoothing)
-        lower = lambda: step.lower(self._state({"adapters": self._adapters(role, 1)}, c.dpo), self._params(role), self._rows(batch))
+        lower = lambda: step.lower(self._state(role, {"adapters": self._adapters(role, 1)}, c.dpo), self._params(role), self._rows(batch))
         work = float(flops.adapters(self.models[role], self.bench.lora) * rows * length)
         return Program("DPO", lower, times, rows * length, work, True, "compute.microbatches")
 
@@ -177,9 +176,9 @@ class Planned:
         data = [([0] * length, 0)] * rows
         batch = batches.classes(data, Epochs((rows,), rows, 1, 0), 0, batches.Packing())(0)
         step: Any = steps.evaluator_step(self._setup(role, False), self.bench.optimizer(c.evaluator))
-        lower = lambda: step.lower(self._state(self._classifier(), c.evaluator), {}, self._rows(batch))
+        lower = lambda: step.lower(self._state(role, self._classifier(), c.evaluator), {}, self._rows(batch))
         size = rows * batch.rows.tokens.shape[1]
-        best = slots.bytes_here(self._weights(self._classifier()))
+        best = slots.bytes_here(self._weights(role, self._classifier()))
         work = float(flops.classifier(self.models[role]) * size)
         return Program("evaluator", lower, times, size, work, True, "compute.microbatches", best)  # early stopping keeps the best weights
 
@@ -190,7 +189,7 @@ class Planned:
         n = self.bench.rows(self.bench.config.compute.score_batch)
         batch = next(iter(batches.scoring([([0] * load.comparison, 0)] * n, n, 0)))[1]
         run: Any = steps.class_probabilities(self._setup(role, False))
-        lower = lambda: run.lower(self._weights(self._classifier()), {}, self._rows(batch))
+        lower = lambda: run.lower(self._weights(role, self._classifier()), {}, self._rows(batch))
         work = float(flops.FORWARD * flops.layers(self.models[role]) * batch.rows.tokens.size)
         base = slots.bytes_here(self._params("strong"))  # stays for the next training
         return Program(stage, lower, -(-requests // n), batch.rows.tokens.size, work, False, "compute.score_batch", base)
@@ -201,28 +200,28 @@ class Planned:
         samples = [([0] * load.prompt, [0] * load.answer)] * n
         batch = next(iter(batches.likelihoods(samples, n, 0, c.sft.max_length)))[1]
         run: Any = steps.sequence_log_probs(self._setup(role, True))
-        lower = lambda: run.lower(self._weights({"adapters": self._adapters(role, 1)}), self._params(role), self._rows(batch))
+        lower = lambda: run.lower(self._weights(role, {"adapters": self._adapters(role, 1)}), self._params(role), self._rows(batch))
         return self._read(stage, role, lower, -(-requests // n), batch.rows.tokens.size, "compute.score_batch")
 
     def _compute(self, role: str) -> Compute:
-        return Compute(self.models[role], self.bench.dtype, self.bench.attention(self.models[role]), self._layout)
+        return Compute(self.models[role], self.bench.dtype, self.bench.attention(self.models[role]), self._layout(role))
 
     def _decoder(self, role: str, k: int) -> tuple[Any, Any]:
         """Weights as decoding has them: one adapter is merged where there is room for it."""
         if k == 1 and slots.has_room_for(self._params(role), 1, self.memory):
             return self._params(role), None
         prepared = jax.eval_shape(lambda tree: lora.prepare(tree, self.bench.lora, self.bench.dtype), self._adapters(role, k))
-        return self._params(role), self._weights(prepared)
+        return self._params(role), self._weights(role, prepared)
 
     def _beside(self, role: str, weights: tuple[Any, Any]) -> int:
         """Bytes of the base that stays in memory beside merged weights."""
         return slots.bytes_here(self._params(role)) if weights[1] is None else 0
 
-    def _split(self, tree: Any) -> Any:
-        return jax.tree.map(lambda x: self._placed(x, *slots.axes(x.ndim)), tree)
+    def _split(self, role: str, tree: Any) -> Any:
+        return jax.tree.map(lambda x: self._placed(self._layout(role), x, *slots.axes(x.ndim)), tree)
 
     def _slots(self, most: int, k: int) -> int:
-        multiple = sharding.row_multiple(self._layout, k)
+        multiple = sharding.row_multiple(self.bench.layout, k)
         return k * (-(-max(most // k, 1) // multiple) * multiple)
 
     def _read(self, stage: str, role: str, lower: Callable[[], Any], times: int, tokens: int, field: str, beside: int = 0) -> Program:
@@ -237,7 +236,7 @@ class Planned:
         how = SamplingSettings(c.decoding.max_new_tokens, slots=c.compute.slots)
         blank = jax.eval_shape(lambda: rollout.blank(compute, n, batches.bucket(load.prompt), how.max_new_tokens))
         wanted = np.ones(k, np.int32)
-        lower = lambda: rollout.advance.lower(compute, how.rule, (0,), how.chunk, weights, self._split(blank), wanted)
+        lower = lambda: rollout.advance.lower(compute, how.rule, (0,), how.chunk, weights, self._split(role, blank), wanted)
         chunks = -(-requests * load.answer // (n * how.chunk))
         return self._read(stage, role, lower, chunks, n * how.chunk, "compute.slots", self._beside(role, weights))
 
@@ -247,7 +246,7 @@ class Planned:
         how = BeamSettings(c.decoding.max_new_tokens, c.decoding.beams, c.decoding.length_rule)
         blank = jax.eval_shape(lambda: beam.blank(compute, how, n, batches.bucket(load.prompt)))
         wanted = np.ones(k, np.int32)
-        lower = lambda: beam.advance.lower(compute, how, (0,), weights, self._split(blank), wanted)
+        lower = lambda: beam.advance.lower(compute, how, (0,), weights, self._split(role, blank), wanted)
         chunks = -(-requests * load.answer // (n * how.chunk))
         return self._read(stage, role, lower, chunks, n * how.width * how.chunk, "compute.beam_batch", self._beside(role, weights))
 
@@ -260,5 +259,5 @@ class Planned:
         rows = max(1, n // k // PREFILLS) * k
         entries = [np.zeros(rows, np.int32) for _ in range(6)]
         fill = Fill(prompt_rows([[0]] * rows, length, 0), *entries)
-        lower = lambda: beam.admit.lower(compute, weights, self._split(blank), fill)
+        lower = lambda: beam.admit.lower(compute, weights, self._split(role, blank), fill)
         return self._read(stage, role, lower, -(-requests // rows), rows * length, "compute.beam_batch", self._beside(role, weights))
