@@ -108,7 +108,7 @@ def write(workdirs: Sequence[str | Path], out: str | Path | None = None) -> Path
     kept = [{key: value for key, value in row.items() if key != "test_right"} | moved(row) for row in rows]
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(folder / "results.json", encode({"rows": kept, **made}, "the results", indent=1) + b"\n")
+    write_bytes(folder / "results.json", encode({"rows": kept, **made, "backgrounds": backgrounds}, "the results", indent=1) + b"\n")
     write_csv(folder / "results.csv", [_plain(row) for row in kept])
     write_bytes(folder / "report.html", text.encode())
     return folder / "report.html"

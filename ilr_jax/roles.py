@@ -67,8 +67,9 @@ def layouts(
     """The layout of each model as the section `sharding` asks for it, all on one mesh, none for one device.
 
     What is left open is chosen for the models' weights and the evaluator's training; `auto` rules for each model by itself: Gemma-2B's one
-    KV head is whole on every device, beside it Mistral's eight are split. All weights of the evaluator train: weights, gradient, two moments and the best state, in float32. `devices` and their `memory` [bytes]
-    are this machine's, or described. Raises ValueError for what cannot be split.
+    KV head is whole on every device, beside it Mistral's eight are split. All weights of the evaluator train: weights, gradient, two
+    moments and the best state, in float32. `devices` and their `memory` [bytes] are this machine's, or described. Raises ValueError for
+    what cannot be split.
     """
     here = hosts.told(lambda: (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", UNKNOWN_MEMORY))
     largest = max(size(model) * (20 if role == "evaluator" else np.dtype(dtype).itemsize) for role, model in models.items())

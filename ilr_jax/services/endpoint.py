@@ -21,6 +21,7 @@ from ilr_jax.services.transport import Again, EndpointError, Refused, Transport
 from ilr_jax.types import Config
 
 ASKED = 2  # times, before an answer counts as invalid
+HOPELESS = 20  # answers, all invalid, after which no other is asked for
 CHARACTERS = 4  # of a token, for what a request will take; the reply says what it took
 
 
@@ -93,15 +94,16 @@ class Endpoint:
     def ask(self, items: Sequence[Any], form: Form, name: str, tolerated: float = 0.0) -> list[Any]:
         """The answer to each item, or Invalid, in order; what the cache holds is not asked again.
 
-        Raises EndpointError where the endpoint stays unreachable or broken, where it refuses the key, where the budget is used up, and
-        where more than a share `tolerated` of the items (and more than one) get no valid answer. What was answered by then is kept.
+        Raises EndpointError where the endpoint stays unreachable or broken, where it refuses the key, where the budget is used up, where
+        more than a share `tolerated` of the items (and more than one) get no valid answer, and where none of the first HOPELESS does. What
+        was answered by then is kept.
         """
         keys = [self._key(form, item) for item in items]
         self.cache.refresh()
         missing = {key: item for key, item in zip(keys, items, strict=True) if key not in self.cache}
         invalid: dict[str, Invalid] = {}
         try:
-            self._ask_all(missing, form, name, invalid, max(1.0, tolerated * len(items)))
+            self._ask_all(missing, form, name, invalid, tolerated * len(items))
         except EndpointError as error:
             done = sum(key in self.cache for key in keys)
             raise EndpointError(
@@ -120,7 +122,8 @@ class Endpoint:
                 jobs = {pool.submit(self._answer, {key: missing[key] for key in group}, form, stop): len(group) for group in groups}
                 for job in as_completed(jobs):
                     invalid |= job.result()
-                    if len(invalid) > tolerated:
+                    hopeless = len(invalid) >= HOPELESS and not any(key in self.cache for key in missing)
+                    if len(invalid) > max(1.0, tolerated) or hopeless:
                         raise EndpointError(
                             f"{len(invalid)} answers are invalid, such as: {self.transport.clean(next(iter(invalid.values())).reason)}"
                         )

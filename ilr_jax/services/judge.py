@@ -27,6 +27,7 @@ LETTERS = ("A", "B")
 LEAST = 0.01  # probability of both letters together; below it the reply is something else than a verdict
 SHOWN = 60  # characters of a reply that are kept
 WORDS = 16  # tokens of a reply whose text is read
+BLANKS = " \t\r\n\u2581\u0120"  # some servers show a token's blank as SentencePiece or byte-level BPE write it
 STRICT = re.compile(r"[\W_]*([AB])[\W_]*")
 
 Request3 = tuple[str, str, str]
@@ -57,7 +58,7 @@ def probability(reply: Mapping[str, Any]) -> float | None:
     if not top:
         letter = STRICT.fullmatch(reply["text"])
         return None if letter is None else float(letter[1] == "B")
-    found = {letter: [p for token, p in top.items() if token.strip() == letter] for letter in LETTERS}
+    found = {letter: [p for token, p in top.items() if token.strip(BLANKS) == letter] for letter in LETTERS}
     if sum(map(sum, found.values())) < LEAST:
         return None
     bound = min(min(top.values()), max(1 - sum(top.values()), 0.0))
@@ -95,7 +96,8 @@ def _read(reply: Mapping[str, Any], n: int) -> list[Any]:
     text = choice["message"]["content"] or ""
     places = (choice.get("logprobs") or {}).get("content") or [{}]
     entries = [*(places[0].get("top_logprobs") or []), *places[:1]]
-    top = {entry["token"]: entry["logprob"] for entry in entries if "token" in entry and math.isfinite(entry["logprob"])}
+    known = [entry for entry in entries if "token" in entry and isinstance(entry.get("logprob"), int | float)]
+    top = {entry["token"]: entry["logprob"] for entry in known if math.isfinite(entry["logprob"])}
     read = {"text": str(text)[:SHOWN], "top": [[token, value] for token, value in top.items()]}
     if probability(read) is None:
         return [Invalid(f"wanted the verdict A or B, got {read['text']!r} (finish_reason {choice.get('finish_reason')!r})")]

@@ -17,6 +17,11 @@ def read_key(name: str, folder: Path = Path(".")) -> str:
     """
     if not name:
         return ""
+    if not name.isidentifier():
+        raise ValueError(
+            "key_name: wanted the name of a variable that holds the key, such as OPENAI_API_KEY, got something else, which is not shown, "
+            "as it may be the key itself"
+        )
     key = (os.environ.get(name) or _from_file(folder / ".env", name)).strip()
     if not key:
         raise ValueError(

@@ -3,7 +3,9 @@
 One file a data set. A task knows no model and no tokenizer; answers are plain text.
 """
 
+import os
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from difflib import get_close_matches
 from typing import Any, Protocol, runtime_checkable
 
@@ -28,6 +30,7 @@ GRADERS: dict[str, tuple[str, ...]] = {
     "jsonl": graders.NAMES,
     "saferpaca": (),
 }
+PLACES = ("path", "test_path", "databases")  # fields that hold files or folders
 
 
 @runtime_checkable
@@ -70,9 +73,12 @@ class Task(Protocol):
 
 
 def load(config: Any) -> Task:
-    """The task `config.name`; config holds the fields of `configs.base` under `task`, of which each task reads its own."""
+    """The task `config.name`; config holds the fields of `configs.base` under `task`, of which each task reads its own; ~ is the home."""
     if config.name not in FACTORIES:
         near = get_close_matches(config.name, FACTORIES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"task.name={config.name!r}: wanted one of {', '.join(FACTORIES)}{hint}")
+    config = deepcopy(config)
+    for name in PLACES:
+        setattr(config, name, os.path.expanduser(getattr(config, name, None) or ""))
     return FACTORIES[config.name](config)

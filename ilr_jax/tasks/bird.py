@@ -70,7 +70,7 @@ class TextToSQL:
         strict = (grader or self.grader) == "strict"
         given, wanted = self._outcomes(answers, examples), self._references(examples)
         return [
-            _verdict(outcome, gold, strict, ordered(example.reference or ""))
+            _verdict(outcome, gold, strict, ordered(statement(example.reference or "")))
             for outcome, gold, example in zip(given, wanted, examples, strict=True)
         ]
 
@@ -79,10 +79,14 @@ class TextToSQL:
         return self._grades(answers, examples, self.grader)
 
     def findings(self, answers: Sequence[str], examples: Sequence[Example]) -> dict[str, Bool[np.ndarray, " n"]]:
-        """The same by the grader that does not count, and which answers came to no rows that could be compared, and why not."""
+        """The same by the grader that does not count; which answers came to no rows that could be compared, and why not; to which none can.
+
+        `no reference`: that does not run, so that no answer is right.
+        """
         others = {grader: self._grades(answers, examples, grader) for grader in GRADERS if grader != self.grader}
         verdicts = self.verdicts(answers, examples)
-        return others | {failure: np.array([verdict == failure for verdict in verdicts], bool) for failure in FAILURES}
+        others |= {failure: np.array([verdict == failure for verdict in verdicts], bool) for failure in FAILURES}
+        return others | {"no reference": np.array([gold.status != "ok" for gold in self._references(examples)], bool)}
 
     def _grades(self, answers: Sequence[str], examples: Sequence[Example], grader: str) -> Bool[np.ndarray, " n"]:
         return np.array([verdict == "correct" for verdict in self.verdicts(answers, examples, grader)], dtype=bool)
@@ -103,13 +107,18 @@ class TextToSQL:
         return self.box.run([Query(self._database(e), statement(a)) for a, e in zip(answers, examples, strict=True)])
 
     def _references(self, examples: Sequence[Example]) -> list[Outcome]:
-        """What the references return. One that does not run is warned of, once: no answer can be right there."""
-        outcomes = self.box.run([Query(self._database(example), example.reference or "") for example in examples])
+        """What the references return. One that does not run is warned of, once: no answer can be right there. ValueError if none runs."""
+        outcomes = self.box.run([Query(self._database(example), statement(example.reference or "")) for example in examples])
         broken = {e.id: outcome for e, outcome in zip(examples, outcomes, strict=True) if outcome.status != "ok" and e.id not in self.told}
         if broken:
             self.told.update(broken)
             name, first = next(iter(broken.items()))
             what = f"{first.status}, {first.detail}"
+            if len(broken) == len(examples) > 1:
+                raise ValueError(
+                    f"wanted references that run on their databases, got none in {len(broken)}; the first is {name}: {what}; "
+                    f"do the databases in {self.databases} belong to these questions, and are they whole?"
+                )
             logging.getLogger(__name__).warning("%d references do not run; the first is %s: %s", len(broken), name, what)
         return outcomes
 

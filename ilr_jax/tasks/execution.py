@@ -23,6 +23,7 @@ class Execution:
 
     name: str
     task: TextToSQL
+    form: str = "an SQL statement"
     seen: dict[str, dict[str, str]] = field(default_factory=dict, compare=False, repr=False)  # tags, by the name of the database
 
     def grade(self, answers: Sequence[str], examples: Sequence[Example]) -> Bool[np.ndarray, " n"]:

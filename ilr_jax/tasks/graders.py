@@ -36,6 +36,7 @@ class Grader:
     name: str
     read: Read
     judge: Judge | None = None
+    form: str = ""  # of what it reads, in words
 
     def grade(self, answers: Sequence[str], examples: Sequence[Example]) -> Bool[np.ndarray, " n"]:
         """Whether each answer is right; without a reference none is."""
@@ -87,7 +88,9 @@ def named(name: str, pattern: str = "", databases: str = "") -> Named:
         return Grader(name, lambda answer: None, _function(name))
     if name not in NAMES:
         raise ValueError(f"task.grader={name!r}: wanted one of {', '.join(NAMES)}")
-    return Grader(name, {"exact": exact, "numeric": numeric}.get(name) or _pattern(pattern))
+    if name == "numeric":
+        return Grader(name, numeric, form="a number behind ####, as in '#### 42'")
+    return Grader(name, exact if name == "exact" else _pattern(pattern))
 
 
 def _pattern(pattern: str) -> Read:

@@ -19,7 +19,7 @@ from ilr_jax.tasks.shapes import Shape
 from ilr_jax.types import Example
 
 NAME = "jsonl"
-FLAGS = {"true": True, "false": False, "": False}  # a CSV knows no booleans
+FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False, "": False}  # a CSV knows no booleans
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ class Split:
         if trusted and reference is None:
             raise ValueError("is marked as trusted, but has no answer")
         if reference is not None and not self.grader.reads(reference):
-            raise ValueError(f"the grader {self.grader.name!r} reads nothing in the reference {reference[-60:]!r}")
+            wanted = f"; wanted {self.grader.form}" if self.grader.form else ""
+            raise ValueError(f"the grader {self.grader.name!r} reads nothing in the reference {reference[-60:]!r}{wanted}")
         tags, given = self.grader.tags(values), answer if self.answers == "given" else None
         return Example(self._id(number, values), prompt, reference, NAME, tags, given=given)
 
@@ -92,7 +93,7 @@ class Split:
 
 
 def _flag(value: Any) -> bool:
-    flag = FLAGS.get(value.strip().lower(), value) if isinstance(value, str) else value
+    flag = FLAGS.get(str(value).strip().lower(), value) if isinstance(value, str | int) else value
     if flag is not None and not isinstance(flag, bool):
         raise ValueError(f"trusted: wanted true or false, got {flag!r:.40}")
     return bool(flag)
@@ -170,10 +171,7 @@ def _split(name: str, rows: Sequence[Row], columns: Mapping[str, str], grader: N
     unknown = [f"{column!r} for {ours!r}" for ours, column in columns.items() if column and column not in there]
     if unknown and name == "train":
         raise ValueError(f"task.columns names {', '.join(unknown)}, which no row has; {listed}")
-    try:
-        shape = shapes.shape_of(shapes.renamed(rows[0].values, columns).keys(), columns)
-    except ValueError as error:
-        raise ValueError(f"{error}; {listed}") from error
+    shape = _shape(rows, columns, listed)
     names = frozenset(shapes.renamed(dict.fromkeys(there), columns))
     marks = sorted({"reference", "trusted"} & names)
     if answers == "trusted" and marks:
@@ -186,6 +184,17 @@ def _split(name: str, rows: Sequence[Row], columns: Mapping[str, str], grader: N
             f"wanted answers beside {shape.prompt!r}, {listed}; say which holds them, e.g. task.columns='{shape.answer}=COLUMN'"
         )
     return Split(name, columns, names, shape, grader, answers)
+
+
+def _shape(rows: Sequence[Row], columns: Mapping[str, str], listed: str) -> Shape:
+    """That of the first row that has one. ValueError if none has."""
+    faults = []
+    for kind in dict.fromkeys(tuple(shapes.renamed(row.values, columns)) for row in rows):
+        try:
+            return shapes.shape_of(kind, columns)
+        except ValueError as error:
+            faults.append(f"{error}; {listed}")
+    raise ValueError(faults[0])
 
 
 def _warn(test: Sequence[Example]) -> None:

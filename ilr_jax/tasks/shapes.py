@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 Values = Mapping[str, Any]
 Turn = tuple[str, str]
 COMMON = ("id", "reference", "trusted", "system", "database")
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system", "developer": "system"}
 
 
 class Shape(NamedTuple):
@@ -43,7 +43,10 @@ def _conversation(row: Values, shape: Shape) -> list[Turn]:
 
 def _alpaca(row: Values, shape: Shape) -> list[Turn]:
     turns = _system(row)
-    for number, pair in enumerate(row.get("history") or []):
+    history = row.get("history") or []
+    if not isinstance(history, list):
+        raise ValueError(f"history: wanted a list of [instruction, answer], got {_said(history)}")
+    for number, pair in enumerate(history):
         if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(side, str) for side in pair):
             raise ValueError(f"history {number}: wanted [instruction, answer], two texts; got {pair!r:.80}")
         turns += zip(("user", "assistant"), pair, strict=True)
@@ -108,7 +111,7 @@ def read(row: Values, shape: Shape, answered: bool = True) -> tuple[str, str | N
     if not row.keys() >= wanted.keys():
         raise ValueError(f"wanted {' and '.join(wanted)} as in the other rows, got {', '.join(row) or 'none of our columns'}")
     if not answered:
-        row = {name: value for name, value in row.items() if name != shape.answer}
+        row = {name: value for name, value in row.items() if name == shape.prompt or name != shape.answer}
     turns = shape.turns(row, shape)
     empty = [number for number, (name, said) in enumerate(turns) if name != "system" and not said.strip()]
     if empty:
@@ -161,6 +164,16 @@ def _system(row: Values) -> list[Turn]:
     return [] if said is None else [("system", said)]
 
 
+def _content(message: Values, name: str) -> str:
+    """A message's text, which may come in parts, {type: text, text}."""
+    parts = message[name]
+    if not isinstance(parts, list):
+        return text(message, name)
+    if other := [part for part in parts if not isinstance(part, Mapping) or part.get("type") != "text" or "text" not in part]:
+        raise ValueError(f"{name}: wanted parts of text alone, got {other[0]!r:.80}")
+    return "\n".join(text(part, "text") for part in parts)
+
+
 def _messages(row: Values, name: str) -> list[Turn]:
     """The turns of a list of messages, {role, content} or {from, value}."""
     if not isinstance(row[name], list):
@@ -175,9 +188,10 @@ def _turns(messages: Sequence[Any], name: str) -> Iterator[Turn]:
         )
         if keys is None or keys[1] not in message:
             raise ValueError(f"{name} {number}: wanted role and content (or from and value), got {message!r:.80}")
-        if message[keys[0]] not in ROLES:
-            raise ValueError(f"{name} {number}: wanted a turn of user, assistant or system, got {message[keys[0]]!r:.40}")
+        role = message[keys[0]]
+        if not isinstance(role, str) or role not in ROLES:
+            raise ValueError(f"{name} {number}: wanted a turn of user, assistant or system, got {role!r:.40}")
         try:
-            yield ROLES[message[keys[0]]], text(message, keys[1])
+            yield ROLES[role], _content(message, keys[1])
         except ValueError as error:
             raise ValueError(f"{name} {number}: {error}") from error

@@ -1,10 +1,10 @@
 """Untrusted SQL in processes of its own: every query gets an outcome, in order, whatever it does to the process that runs it.
 
 `run` starts workers (`sqlworker`, a clean interpreter each, never a fork: JAX's threads may be alive here), shares the queries among
-them, replaces those that die, and ends them all before it returns. What an outcome is does not depend on the machine's load: the first
-limit is a number of SQLite's instructions, the second one CPU time; the wall clock is only an outer bound, and a query whose worker
-died or was killed is asked once more, alone. Outcomes are remembered per content of the database and text of the query. Not here: what
-is right (`bird`).
+them, replaces those that die, and ends them all before it returns. What an outcome is hardly depends on the machine's load: the first
+limit is a number of SQLite's instructions, the second one CPU time, so high that only what comes near it could go either way; the wall
+clock is only an outer bound, and a query whose worker died or was killed is asked once more, alone. Outcomes are remembered per content
+of the database and text of the query. Not here: what is right (`bird`).
 """
 
 import json
@@ -27,6 +27,7 @@ from ilr_jax.files import explained, sha256_of
 
 WORKER = Path(__file__).with_name("sqlworker.py")
 HEADER = b"SQLite format 3\0"
+INHERITED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG")  # of the environment, what an interpreter may need to start
 
 
 class Query(NamedTuple):
@@ -142,7 +143,8 @@ class Worker:
 def _started(limits: Limits) -> "subprocess.Popen[bytes]":
     """A worker that is ready, without what the user's environment would add to Python, in UTC."""
     command = [sys.executable, "-I", "-S", "-B", str(WORKER), json.dumps(asdict(limits))]
-    process = subprocess.Popen(command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "TZ": "UTC"})
+    inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}  # no keys
+    process = subprocess.Popen(command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**inherited, "TZ": "UTC"})
     if _reply(process, 60.0) != b"ready\n":
         process.kill()
         with process:
@@ -216,8 +218,18 @@ def _fault(path: Path) -> str:
         if beside.exists():
             return f"{beside.name} lies beside it, so it is being written to or was not closed; open it once with sqlite3 and close it"
     with explained(path, "read"), open(path, "rb") as file:
-        start = file.read(len(HEADER))
-    return "" if start == HEADER else f"wanted a SQLite database, got a file that begins with {start!r}; copy it again"
+        head, size = file.read(100), path.stat().st_size
+    if not head.startswith(HEADER):
+        return f"wanted a SQLite database, got a file that begins with {head[: len(HEADER)]!r}; copy it again"
+    wanted = _length(head)
+    return f"wanted {wanted:,} bytes, as its header says, got {size:,}: it is cut off; copy it again" if size < wanted else ""
+
+
+def _length(head: bytes) -> int:
+    """The bytes that a database has by its header, at least (sqlite.org/fileformat.html: page size, pages, whether their number holds)."""
+    number = lambda place, size=4: int.from_bytes(head[place : place + size], "big")
+    page = 65536 if number(16, 2) == 1 else number(16, 2)
+    return page * number(28) if len(head) == 100 and number(24) == number(92) else 100
 
 
 def content(path: Path) -> str:

@@ -120,6 +120,14 @@ def test_invalid_answers_are_a_state_asked_twice_and_bounded(tmp_path):
         assert sorted(reasons)[0].startswith("HTTP 400: ") and "content filter" in sorted(reasons)[0] and len(reasons) == 3
 
 
+def test_an_endpoint_that_never_gives_a_valid_answer_is_not_asked_for_all(tmp_path):
+    many = [f"item {i}" for i in range(500)]
+    with serving(lambda *_: chat("?")) as api, opened(api.url, tmp_path) as endpoint:
+        with pytest.raises(EndpointError, match="20 answers are invalid, such as: a question mark"):
+            endpoint.ask(many, ECHO, "t", tolerated=0.5)
+        assert len(api.asked) <= 2 * (20 + FAST.workers)
+
+
 def test_the_budget_is_never_exceeded_and_what_was_answered_is_kept(tmp_path):
     with serving(echo) as api:
         with opened(api.url, tmp_path, replace(FAST, max_requests=7)) as endpoint:

@@ -27,6 +27,13 @@ def test_a_missing_key_says_where_it_was_looked_for(tmp_path, monkeypatch):
         read_key("JUDGE_KEY", tmp_path)
 
 
+@pytest.mark.parametrize("name", ["sk-proj-secret", "secret key", "1secret"])
+def test_a_name_that_may_be_the_key_itself_is_refused_without_showing_it(name):
+    with pytest.raises(ValueError, match="key_name: wanted the name of a variable that holds the key, such as OPENAI_API_KEY") as caught:
+        read_key(name)
+    assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize("key", ["se cret", "secret\u20ac", "sec\nret"])
 def test_a_key_that_no_header_holds_is_refused_without_showing_it(tmp_path, monkeypatch, key):
     monkeypatch.setenv("JUDGE_KEY", key)

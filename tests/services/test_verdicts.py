@@ -34,6 +34,7 @@ def no_proxy(monkeypatch):
         ({"A": 0.0}, 0.0),
         ({"B": 1e-6}, 1.0),
         ({"A": -1e4, "B": 0.0}, 1.0),
+        ({"\u2581A": LOG(0.9), "\u0120B": LOG(0.1)}, 0.1),  # a blank before the letter, as tokenizers write it
         ({"B": LOG(0.6)}, 0.6),  # one alternative: A is at most the rest
         ({"a": LOG(0.9), "b": LOG(0.1)}, None),
         ({"I": LOG(0.9), "Sorry": LOG(0.1)}, None),
@@ -141,5 +142,6 @@ def test_no_verdict_is_no_score_and_not_one_half(tmp_path, odd):
 
 
 def test_missing_log_probabilities_leave_the_letter(tmp_path):
-    with serving(lambda *_: chat(" B")) as api, opened(api.url, tmp_path) as endpoint:
-        assert judge.score_fn(endpoint, 0, 20, 0.0)([("q", "a", "b")]).tolist() == [1.0]
+    for number, reply in enumerate((chat(" B"), chat("B", {"B": None}))):
+        with serving(lambda *_, reply=reply: reply) as api, opened(api.url, tmp_path / str(number)) as endpoint:
+            assert judge.score_fn(endpoint, 0, 20, 0.0)([("q", "a", "b")]).tolist() == [1.0] and len(api.asked) == 1

@@ -41,6 +41,14 @@ def test_answers_are_graded_and_compared_by_what_they_return(tmp_path):
     assert task.grade([], []).shape == (0,)
 
 
+@pytest.mark.parametrize(
+    "reference", ["```sql\nSELECT count(*) FROM t;\n```", "Here: ```SELECT 200```", "SELECT 200; SELECT 1", "SELECT 200;"]
+)
+def test_a_reference_says_what_an_answer_with_its_text_says(tmp_path, reference):
+    task = tasks.load(config(tmp_path, [{**ROWS[0], "reference": reference}]))
+    assert task.grade([reference], task.train()).all() and task.grade(["SELECT 200"], task.train()).all()
+
+
 def test_a_database_that_was_written_to_is_another(tmp_path):
     before = [example.tags for example in tasks.load(config(tmp_path)).train()]
     assert [tags["database"] for tags in before] == ["a", "b", "a"]

@@ -109,6 +109,31 @@ def test_all_faults_come_in_one_message_in_the_order_of_the_files(tmp_path):
     ]
 
 
+def test_an_odd_first_row_is_named_and_the_others_are_read(tmp_path):
+    rows = [{"foo": 1}, {"question": "q", "answer": "a"}, {"question": "q", "answer": 3}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="2 faults in 3 rows") as caught:
+        tasks.load(config(tmp_path / "rows.jsonl"))
+    lines = str(caught.value).splitlines()
+    assert (
+        "rows.jsonl:1: wanted question" in lines[1]
+        and "got none of our columns" in lines[1]
+        and "rows.jsonl:3: answer: wanted text" in lines[2]
+    )
+
+
+def test_the_home_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"question": "q", "answer": "a"}) + "\n")
+    assert len(tasks.load(config("~/rows.jsonl")).train()) == 1
+
+
+@pytest.mark.parametrize("mark, wanted", [(1, "a"), ("1", "a"), ("Yes", "a"), (0, None), ("no", None), ("", None)])
+def test_a_mark_of_trust_has_several_words(tmp_path, mark, wanted):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"question": "q", "answer": "a", "trusted": mark}) + "\n")
+    assert tasks.load(config(tmp_path / "rows.jsonl")).train()[0].reference == wanted
+
+
 def test_a_long_list_of_faults_is_cut_and_counted(tmp_path):
     head, *lines = faults(write(tmp_path, [{"question": "q", "answer": "a"}, *[{"question": "q", "answer": 1}] * 1500]))
     assert "1500 faults in 1501 rows" in head and len(lines) == readers.MOST + 1 and lines[-1] == "... and 500 more"

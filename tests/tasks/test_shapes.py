@@ -91,7 +91,11 @@ def test_a_map_that_cannot_be_read_is_refused(columns, message):
         ({"messages": [{"role": "user"}]}, "messages 0: wanted role and content"),
         ({"messages": chat([("user", "q"), ("tool", "t")])}, "messages 1: wanted a turn of user, assistant or system, got 'tool'"),
         ({"messages": chat([("user", "q"), ("assistant", None)])}, "messages 1: content: wanted text, got null"),
-        ({"messages": chat([("user", [{"type": "image"}]), ("assistant", "a")])}, "messages 0: content: wanted text, got list"),
+        ({"messages": chat([("user", [{"type": "image"}]), ("assistant", "a")])}, "messages 0: content: wanted parts of text alone, got"),
+        ({"messages": chat([("user", [{"type": "text", "text": 1}]), ("assistant", "a")])}, "messages 0: text: wanted text, got int"),
+        ({"messages": [{"role": ["user"], "content": "q"}]}, r"messages 0: wanted a turn of user, assistant or system, got \['user'\]"),
+        ({"messages": [{"role": {}, "content": "q"}]}, "messages 0: wanted a turn of user, assistant or system, got {}"),
+        ({"instruction": "i", "output": "o", "history": 5}, "history: wanted a list of .instruction, answer., got int 5"),
         ({"messages": chat([("user", "q"), ("assistant", "")])}, "the answer is empty"),
         ({"messages": chat(TALK[:3])}, "wanted the assistant's answer as the last turn, got the user's"),
         ({"messages": chat(TALK[1:])}, "wanted the user's turn first, got the assistant's"),
@@ -134,3 +138,23 @@ def test_every_shape_of_one_dialogue_is_the_same_demonstration(pairs, system):
     assert len(read_as) == 1
     ((prompt, said),) = read_as
     assert said == answer and prompt.endswith(asked) and prompt.startswith(system or pairs[0][0])
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.sampled_from([*shapes.ROLES, "text"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "content", "from", "value", "type", "text"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.dictionaries(st.sampled_from(shapes.NAMES), JSON, max_size=4), st.booleans())
+def test_whatever_a_row_holds_it_makes_a_demonstration_or_says_why_not(row, answered):
+    try:
+        prompt, answer = shapes.read(row, shapes.shape_of(row, {}), answered)
+        assert prompt and (answer is None) == (not answered)
+    except ValueError as error:
+        assert str(error)

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import closing
+from pathlib import Path
 
 import hostile_sql
 import pytest
@@ -189,8 +190,23 @@ def test_the_clock_stands_still_and_the_dice_are_fixed(database):
     )
     told, meant = run(database, now, fixed)
     assert told.rows and told == meant
+    bytes_too, day = run(database, "SELECT date(x'6e6f77'), datetime(CAST('now' AS BLOB))", "SELECT '2024-06-27', '2024-06-27 12:00:00'")
+    assert bytes_too == day
     dice = "SELECT random(), hex(randomblob(8)), id FROM t ORDER BY random()"
     assert run(database, dice, limits=SMALL) == run(database, dice, limits=SMALL)
+
+
+def test_json_is_read_as_a_table(database):
+    read = "SELECT value FROM json_each('[3, 5]')", "SELECT atom FROM json_tree('{\"a\": [3, 5]}') WHERE atom IS NOT NULL"
+    first, second, wanted = run(database, *read, "VALUES (3), (5)")
+    assert first == second == wanted and wanted.status == "ok"
+
+
+def test_no_key_of_the_environment_reaches_a_worker(database, monkeypatch, processes):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    with sqlbox._crew(1, SMALL) as (worker,):
+        assert worker.ask(Query(database, "SELECT 1")) == run(database, "SELECT 1")[0]
+        assert worker.process and b"secret" not in Path(f"/proc/{worker.process.pid}/environ").read_bytes()
 
 
 def test_other_times_are_computed_as_sqlite_does(database):
