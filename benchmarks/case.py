@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks import peers  # first: it sets how PyTorch waits
 from benchmarks.cases import CASES
-from benchmarks.measure import QUIET, idle, machine, peak_memory, roofs
+from benchmarks.measure import QUIET, idle, machine, peak_memory, roofs, share
 from benchmarks.shapes import SIZES
 
 PATIENCE = 30  # looks, of two seconds each
@@ -33,7 +33,7 @@ def main(name: str, size: str, path: str, *rest: str) -> None:
     reached, start = roofs() if size != "smoke" else {}, time.perf_counter()
     row = getattr(importlib.import_module(f"benchmarks.{module}"), function)(SIZES[size])
     if "roof" in row and reached:
-        row["roof"]["share"] = row["roof"]["rate"] / reached[row["roof"]["kind"]]
+        row["roof"]["share"] = share(row["roof"], reached)
     row |= {"wall": time.perf_counter() - start, "peak_bytes": peak_memory(), "others_busy": others, "roofs": reached}
     row |= {"lengths": "GSM8K's" if os.environ.get("ILR_GSM8K_PATH") else "drawn"}
     row |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine(), "torch_device": peers.DEVICE}

@@ -140,20 +140,36 @@ def samples(size: Size, n: int) -> dict[str, Any]:
     row = race(mine, sampled(made, data, n, max(1, batch // n)), "tokens", size.repeats, lambda: agree_greedy(made, data)).row()
     agree("useful tokens", row["ours"] * _median(row), row["peer"] * float(np.median(row["peer_seconds"])), 0.02)
     full = row["ours"] * _median(row) / mine.slots / mine.steps
-    return row | {"peer_batch": batch, "slots": mine.slots, "filled": full, "roof": _bandwidth(made, mine, row)}
+    return row | {
+        "peer_batch": batch,
+        "slots": mine.slots,
+        "filled": full,
+        "roof": bound(phases(made, data, n, mine.slots, mine.steps), _median(row)),
+    }
 
 
 def _median(row: dict[str, Any]) -> float:
     return float(np.median(row["ours_seconds"]))
 
 
-def _bandwidth(made: Shape, mine: Ours, row: dict[str, Any]) -> dict[str, Any]:
-    """Bytes per second that the steps had to read: all weights, and the keys and values that slots held on average."""
-    width, config = np.dtype(dtype()).itemsize, made.config
-    weights = (flops.layers(config) + config.hidden_size * config.vocab_size) * width
-    question, answer = (float(np.mean(list(map(len, x)))) for x in (mine.data.questions, mine.data.answers))
-    cache = mine.slots * (question + answer / 2) * 2 * config.num_layers * config.num_kv_heads * config.head_dim * width
-    return {"kind": "bytes", "rate": mine.steps * (weights + cache) / _median(row)}
+def bound(phases: list[dict[str, float]], seconds: float) -> dict[str, Any]:
+    """The roof of work in phases, for `measure.share`."""
+    return {"kind": "the bound", "phases": phases, "seconds": seconds}
+
+
+def phases(made: Shape, data: Texts, n: int, rows: int, steps: float, answer: float | None = None) -> list[dict[str, float]]:
+    """What n answers a question need at least: the questions' products, and the steps.
+
+    A step of `rows` rows multiplies a token of each with all weights, and reads these once, each question's keys and values once for its n
+    answers, and of each answer, `answer` tokens long (the data's mean), those of half.
+    """
+    config, width = made.config, np.dtype(dtype()).itemsize
+    weights, head = flops.layers(config), config.hidden_size * config.vocab_size
+    question, given = (float(np.mean(list(map(len, part)))) for part in (data.questions, data.answers))
+    held = rows * (question / n + (given if answer is None else answer) / 2)
+    cached = held * 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    read = {"bytes": steps * (weights + head + cached) * width, dtype(): float(flops.FORWARD * steps * rows * (weights + head))}
+    return [{dtype(): flops.FORWARD * weights * question * len(data.questions)}, read]
 
 
 def beam(size: Size) -> dict[str, Any]:
@@ -196,7 +212,9 @@ def beam(size: Size) -> dict[str, Any]:
         agree("answers that are equal token for token", equal, count, 0.0 if dtype() == "float32" else 0.5)
 
     row = race(ours, partial(theirs, max(1, batch // BEAMS)), "tokens", size.repeats, same).row()
-    return row | {"peer_batch": batch}
+    steps = sum(map(len, found["ours"])) / settings.prompts  # at least, if no slot ever waits
+    needed = phases(made, data, BEAMS, settings.prompts * BEAMS, steps, BEAM_WINDOW)
+    return row | {"peer_batch": batch, "roof": bound(needed, _median(row))}
 
 
 def filled(size: Size) -> dict[str, Any]:

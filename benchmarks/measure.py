@@ -9,7 +9,7 @@ import resource
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -142,6 +142,16 @@ def roofs(size: int = 2048, words: int = 2**27) -> dict[str, float]:
         found[dtype] = _rate(lambda a=a: product(a, a), 2 * size**3)
     x, read = jnp.ones(words, jnp.float32), jax.jit(jnp.sum)
     return found | {"bytes": _rate(lambda: read(x), x.nbytes)}
+
+
+def share(roof: Mapping[str, Any], reached: Mapping[str, float]) -> float:
+    """How near a row comes to its roof: a `rate` to the machine's of that `kind`, or the least time for its `phases` to its `seconds`.
+
+    A phase takes what it needs longest for: {"float32": FLOPs of products, "bytes": bytes read}, at the rates `reached`.
+    """
+    if "rate" in roof:
+        return roof["rate"] / reached[roof["kind"]]
+    return sum(max(amount / reached[kind] for kind, amount in phase.items()) for phase in roof["phases"]) / roof["seconds"]
 
 
 def machine() -> dict[str, Any]:

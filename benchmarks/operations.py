@@ -56,7 +56,8 @@ def draw(size: Size, top_p: float, spread: float) -> dict[str, Any]:
         scores = scores if warp is None else warp(None, scores)  # type: ignore[reportArgumentType]
         _agree_draws(drawn, x, torch.softmax(scores, -1).cpu().numpy())
 
-    return race(ours, peer, "tokens", size.repeats, same).row()
+    row = race(ours, peer, "tokens", size.repeats, same).row()
+    return row | {"roof": {"kind": "bytes", "rate": row["ours"] * VOCABULARY * x.dtype.itemsize}}  # every logit read once
 
 
 def _agree_draws(drawn: Any, x: Any, probabilities: np.ndarray, draws: int = 64) -> None:

@@ -81,6 +81,13 @@ def test_sides_that_differ_are_no_benchmark():
             measure.near("scores", [0.5, 0.2], [0.5, other], 0.02)
 
 
+def test_a_share_of_the_roof_is_of_what_each_phase_needs_longest_for():
+    reached = {"float32": 100.0, "bytes": 10.0}
+    assert measure.share({"kind": "float32", "rate": 60.0}, reached) == 0.6
+    phases = [{"float32": 200.0}, {"float32": 100.0, "bytes": 30.0}, {"float32": 500.0, "bytes": 30.0}]
+    assert measure.share({"kind": "the bound", "phases": phases, "seconds": 20.0}, reached) == (2 + 3 + 5) / 20
+
+
 @pytest.mark.parametrize(("least", "ratio", "passes"), [(False, 1.9, False), (False, 2.0, True), (True, 2.0, True), (True, 2.1, False)])
 def test_floors(least, ratio, passes):
     assert Case("", "", "", "", 2.0, 2.0, least).passes(ratio) is passes
