@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
@@ -78,11 +78,13 @@ def _check(address: str | None, count: int | None, number: int | None, timeout: 
         faults.append(f"wanted {', '.join(given)} together, got no {' and no '.join(absent)}; or --distributed alone")
     if address is not None and not re.fullmatch(r"\S+:\d+", address):
         faults.append(f"--coordinator_address: wanted host:port of process 0, got {address!r}")
+    elif address is not None and int(address.rpartition(":")[2]) > 65535:
+        faults.append(f"--coordinator_address: wanted a port up to 65535, got {address!r}")
     if count is not None and count < 1:
         faults.append(f"--num_processes: wanted at least 1, got {count}")
     if number is not None and not 0 <= number < (count or sys.maxsize):
         faults.append(f"--process_id: wanted 0 to --num_processes - 1, got {number}")
-    if timeout <= 0:
+    if not 0 < timeout < float("inf"):
         faults.append(f"--startup_timeout: wanted more than 0 seconds, got {timeout:g}")
     if faults:
         raise ValueError("; ".join(faults))
@@ -179,6 +181,18 @@ def told(ask: Callable[[], Told]) -> Told:
     _meet()
     _sent(data)
     return answer
+
+
+def alike(facts: Mapping[str, Any], remedy: str) -> None:
+    """See that all processes, which must all come here, have the same facts. ValueError in all if not; one that differs says in what."""
+    if jax.process_count() == 1:
+        return
+    wanted = told(lambda: facts)
+    names = [name for name in sorted({*wanted, *facts}) if wanted.get(name, "(absent)") != facts.get(name, "(absent)")]
+    apart = np.flatnonzero(multihost_utils.process_allgather(np.array(bool(names)))).tolist()
+    here = "; ".join(f"{name}: wanted {wanted.get(name, '(absent)')!r}, got {facts.get(name, '(absent)')!r}" for name in names)
+    if apart:
+        raise ValueError(f"process {', '.join(map(str, apart))} differs from process 0{f' ({here})' if here else ''}; {remedy}")
 
 
 def _meet() -> None:

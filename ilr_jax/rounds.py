@@ -4,6 +4,8 @@ The work is in `demos`, `feedback`, `refinement` and `preference`, each piece on
 (paper section 3, appendix).
 """
 
+import hashlib
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -15,7 +17,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from ilr_jax import demos, feedback, hosts, metrics, preference, refinement, settings
-from ilr_jax.files import explained, read_json, write_json
+from ilr_jax.files import explained, flat, read_json, write_json
 from ilr_jax.lab import Lab
 from ilr_jax.stages import Cost
 from ilr_jax.store import claim
@@ -125,9 +127,11 @@ def run(config: Config, workdir: str | Path) -> None:
     if config.compute.cache:
         _keep_compiled(Path(config.compute.cache).expanduser())
     lab = Lab(config, workdir)
+    hosts.alike(_facts(lab), "give all of them the same flags, code and data")
     lab.check()  # before the workdir is claimed: what fails on bad input must not stand in the way of the corrected command
     feedback.check(lab)
     hosts.told(lambda: _claim(lab))
+    _share(lab)
     for number, name in enumerate(names, 1):
         _record(lab, name, f"[{number}/{len(names)}] {name}")
 
@@ -140,6 +144,23 @@ def _claim(lab: Lab) -> None:
     lab.mirror.pull(path)
     claim(lab.workdir, _resolved(lab), ignore=settings.incidental(lab.config))
     lab.mirror.push(path)
+
+
+def _facts(lab: Lab) -> dict[str, Any]:
+    """What has to be the same in all processes, or each would work on something else."""
+    names = [*sorted(Path(__file__).parent.rglob("*.py"))]
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in names)).hexdigest()[:12]
+    return {"code": code, "data": lab.data[:12], **{f"config.{name}": value for name, value in flat(_resolved(lab)).items()}}
+
+
+def _share(lab: Lab) -> None:
+    """See that all processes have the same folder before them, without which they would wait for each other at the first save."""
+    if lab.mirror.url:
+        return
+    path = Path(hosts.told(lambda: tempfile.mkdtemp(prefix="meeting-", dir=lab.workdir / "partial")))
+    seen = (lab.workdir / "partial" / path.name).is_dir()
+    hosts.alike({"sees the workdir of process 0": seen}, "give a workdir that all of them share, or --workdir=gs://BUCKET/NAME")
+    hosts.told(path.rmdir)
 
 
 def _resolved(lab: Lab) -> dict[str, Any]:

@@ -177,13 +177,15 @@ def _rule(name: str, text: str, sizes: Mapping[str, int], needed: Sequence[Mappi
     axes = tuple(part.strip() for part in text.split(",") if part.strip())
     if unknown := [axis for axis in axes if axis not in MESH_AXES]:
         raise ValueError(f"sharding.rules.{name}: wanted some of {', '.join(MESH_AXES)}, or auto; got {', '.join(unknown)}")
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"sharding.rules.{name}: wanted each axis once, got {text}")
     return axes
 
 
 def _check_disjoint(table: Mapping[str, tuple[str, ...]]) -> None:
     """ValueError where two logical axes of one array would use one mesh axis."""
     together = [("embed", name, "weight") for name in ("heads", "kv_heads", "mlp", "vocab")]
-    together += [("batch", name, "array") for name in ("heads", "kv_heads")]
+    together += [("batch", name, "array") for name in ("heads", "kv_heads", "vocab")]
     for a, b, what in together:
         if both := [axis for axis in table[a] if axis in table[b]]:
             raise ValueError(f"sharding.rules: {a} and {b} split one {what}, so they cannot both use {', '.join(both)}")

@@ -2,9 +2,7 @@
 
 `root/stages/NAME-KEY/` holds finished artifacts only; `root/partial/NAME-KEY/` holds what is being built, and its `resume/`
 what a killed build continues from. A folder becomes an artifact by one rename, after every byte of it has been synced.
-Not here: what a stage does, how models are saved, and how one file is written (`files`, whose readers and writers are
-offered here too).
-From: this project; the paper's code kept state in folder names, which lost settings.
+Not here: what a stage does, how models are saved, and how one file is written (`files`, whose readers and writers are offered too).
 """
 
 import hashlib
@@ -113,9 +111,12 @@ class Store:
         The artifact's `manifest['digest']` stands for its files and is what later stages name as their input.
         Raises ValueError for a damaged artifact, StorageError if the disk refuses, and whatever `build` raises.
         """
-        if artifact := self.told(lambda: self.find(stage)):
-            return self._here(artifact)
         key = self.key(stage)
+        theirs, artifact = self.told(lambda: (key, self.find(stage)))
+        if theirs != key:
+            raise ValueError(f"stage {stage.name!r} is not that of process 0: give both machines the same models, data and packages")
+        if artifact:
+            return self._here(artifact)
         partial = self.root / "partial" / f"{stage.name}-{key[:12]}"
         lock = locked(partial.with_name(f"{partial.name}.lock"), f"stage {stage.name!r}") if self.leads else nullcontext()
         with lock:

@@ -30,18 +30,27 @@ become() {
   if [ -n "$DRY_RUN" ]; then quoted "$@"; else exec "$@"; fi
 }
 
-# options WORD...: takes --help and --dry-run from the front; REST is what remains.
+# options WORD...: takes --help and --dry-run, wherever they stand; REST is what remains.
 options() {
-  DRY_RUN=''
-  while [ $# -gt 0 ]; do
-    case $1 in
+  DRY_RUN='' REST=()
+  local word
+  for word in "$@"; do
+    case $word in
       -h | --help) help; exit 0 ;;
       -n | --dry-run) DRY_RUN=1 ;;
-      *) break ;;
+      *) REST+=("$word") ;;
     esac
-    shift
   done
-  REST=("$@")
+}
+
+# number NAME LEAST: an error unless the setting NAME is a whole number, at least LEAST.
+number() {
+  case ${!1} in
+    '' | *[!0-9]*) ;;
+    *) [ "${!1}" -lt "$2" ] || return 0 ;;
+  esac
+  echo "$1: wanted a whole number, at least $2, got '${!1}'" >&2
+  exit 2
 }
 
 # the_line PYTHON WORD...: sets LINE to the one line that every script ends in, with further flags of ilr_jax.main.

@@ -13,6 +13,7 @@ PORT=${PORT:-8476}                      # where they meet, if they are several
 # shellcheck source=launch/common.sh
 . "$(dirname "$0")/common.sh"
 options "$@"
+number PROCESSES 1
 cd "$(dirname "$0")/.."
 run make .venv/base
 the_line .venv/bin/python ${REST[@]+"${REST[@]}"}

@@ -19,6 +19,8 @@ ACCOUNT=${ACCOUNT:-}               # empty: the default one
 # shellcheck source=launch/common.sh
 . "$(dirname "$0")/common.sh"
 options "$@"
+number NODES 1
+number GPUS 1
 cd "$(dirname "$0")/.."
 run make ".venv/$CUDA"
 # In a SLURM task JAX takes one GPU, unless told that all of them are this one process's.

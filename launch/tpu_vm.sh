@@ -74,6 +74,15 @@ cd "$(dirname "$0")/.."
 action=${REST[0]-}
 set -- ${REST[@]+"${REST[@]:1}"}
 case $action in
+  run | resume) ;;
+  *)
+    if [ $# -gt 0 ]; then
+      echo "$action takes no further words, got: $(quoted "$@")" >&2
+      exit 2
+    fi
+    ;;
+esac
+case $action in
   create) create ;;
   setup) setup ;;
   run) start "$@" ;;

@@ -146,6 +146,28 @@ os._exit(0)
 """
 
 
+ALIKE = """
+import sys
+from ilr_jax import hosts
+address, number = sys.argv[1], int(sys.argv[2])
+hosts.start(False, address, 3, number, 60.0)
+hosts.alike({"rate": 0.5, "code": "c"}, "never shown")
+try:
+    hosts.alike({"rate": 0.5, "code": "c", **({"rate": 0.6, "more": 1} if number == 2 else {})}, "give all the same flags")
+except ValueError as error:
+    print(error, flush=True)
+"""
+
+
+def test_processes_that_differ_all_end_and_one_that_differs_says_in_what():
+    address = free_address()
+    three = [begin(ALIKE, address, str(number)) for number in range(3)]
+    said = [ended(process)[0].splitlines()[-1] for process in three]  # gloo tells of its ranks before
+    assert said[:2] == ["process 2 differs from process 0; give all the same flags"] * 2
+    told = "more: wanted '(absent)', got 1; rate: wanted 0.5, got 0.6"
+    assert said[2] == f"process 2 differs from process 0 ({told}); give all the same flags"
+
+
 def test_a_process_that_waits_for_the_first_still_listens():
     address = free_address()
     both = [begin(WAITS, address, str(number)) for number in (0, 1)]
@@ -162,6 +184,7 @@ BAD = {
     "address alone": (("a:1", None, None), "got no --num_processes and no --process_id"),
     "no address": ((None, 2, 0), "got no --coordinator_address"),
     "no port": (("here", 2, 0), "wanted host:port of process 0, got 'here'"),
+    "a port that is none": (("a:65536", 2, 0), "--coordinator_address: wanted a port up to 65535, got 'a:65536'"),
     "no processes": (("a:1", 0, 0), "--num_processes: wanted at least 1, got 0"),
     "number too high": (("a:1", 2, 2), "--process_id: wanted 0 to --num_processes - 1, got 2"),
     "negative number": (("a:1", 2, -1), "got -1"),

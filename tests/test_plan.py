@@ -221,7 +221,11 @@ BAD = {
     "--answer=0": "--answer: wanted at least 1, got 0",
     "--prompt=90": "--length: wanted at least the 122 tokens of a sample, got 96",
     "--config.compute.attention=cudnn": "compute.attention='cudnn': wanted another",
-    "--only=nothing": "--only=nothing: wanted parts of programs' names",
+    "--only=nothing": "--only=nothing: wanted a part of a program's name: weak SFT, weak labels",
+    "--json=nowhere/plan.json": "--json=nowhere/plan.json: wanted a file in a folder that is there",
+    "--config.compute.remat=some": "compute.remat: wanted one of none, dots, full; got 'some'",
+    "--config.compute.microbatches=0": "compute.microbatches: wanted at least 1; got 0",
+    "--config.method=foo": "method: wanted some of sft, ilr",
 }
 
 
@@ -247,7 +251,7 @@ def test_a_program_that_the_tpu_compiler_refuses_is_a_row_with_what_it_wants():
     assert row["memory"] == 30.5 * 2**30 and "needs 14.8 GiB more" in row["advice"] and row["hours"] is None
 
 
-@pytest.mark.parametrize("text", ["v5e", "v5e:", "v9:2x2", "cpu:0", "v5e:2xq", "v5p:2x-2"])
+@pytest.mark.parametrize("text", ["v5e", "v5e:", "v9:2x2", "v4:2x2x1", "cpu:0", "cpu:\u00b2", "v5e:2xq", "v5p:2x-2"])
 def test_a_topology_that_is_none_is_one_message(text, capsys):
     assert plan.run([*FLAGS, f"--topology={text}"]) == 2
-    assert f"--topology={text}: wanted v4, v5e, v5p or v6e and the shape of the slice" in capsys.readouterr().err
+    assert f"--topology={text}: wanted v5e, v5p or v6e and the shape of the slice" in capsys.readouterr().err

@@ -86,6 +86,16 @@ def test_a_round_on_four_processes_is_that_of_one_also_when_one_of_them_was_lost
     assert_same(many, one)
 
 
+def test_processes_without_a_common_workdir_end_with_a_message(tiny_models, tmp_path):
+    address = free_address()
+    words = [(str(tmp_path / str(i)), str(tiny_models["gemma"].parent), *flags(address, 2, i)) for i in (0, 1)]
+    two = [begin(EXPERIMENT, *given, devices=2) for given in words]
+    said = [ended(process)[1] for process in two]
+    assert [process.returncode for process in two] == [2, 2], said
+    assert "process 1 differs from process 0 (sees the workdir of process 0: wanted True, got False); give a workdir that all" in said[1]
+    assert "process 1 differs from process 0; give a workdir that all of them share" in said[0]
+
+
 def test_two_processes_that_share_a_bucket_alone_are_killed_and_go_on_elsewhere(one, tiny_models, tmp_path, url):
     """Two processes, each with a disk of its own, are killed as they train; two new machines take their last save from the bucket."""
     models, bucket = tiny_models["gemma"].parent, fsspec.filesystem("gs", use_listings_cache=False)

@@ -29,6 +29,11 @@ def main() -> int:
     given = parser.parse_args()
     if unknown := sorted(set(given.parts) - set(PARTS)):
         parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    asked = [sys.executable, "-c", "import jax; print(jax.default_backend())"]  # not here: this process shall hold no device
+    if given.size == "card" and (seen := subprocess.run(asked, capture_output=True, text=True).stdout.strip()) != "gpu":
+        parser.error(
+            f"wanted a GPU for the paper's models, got {seen or 'no device'}; `make .venv/cuda13` installs what JAX needs, or --size=tiny"
+        )
     failed = []
     for part in given.parts or PARTS:
         command, start = [sys.executable, "-m", "benchmarks.card.parts", part, given.size, given.json, given.traces], time.monotonic()

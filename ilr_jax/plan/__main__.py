@@ -10,6 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from math import inf, prod
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ilr_jax import main
+from ilr_jax import main, settings
 from ilr_jax.plan import chips, hlo
 from ilr_jax.plan.chips import Chip
 
 USAGE = "python -m ilr_jax.plan --config=FILE --topology=KIND:SHAPE [--json=FILE] [--config.FIELD=VALUE ...]"
 TOPOLOGY = (
-    "v4, v5e, v5p or v6e and the shape of the slice, as v5e:2x4 (the TPU compiler; the extra 'tpu' has it), gpu:1 (GPUs of this "
+    "v5e, v5p or v6e and the shape of the slice, as v5e:2x4 (the TPU compiler; the extra 'tpu' has it), gpu:1 (GPUs of this "
     "machine), h100:8, or cpu:8, which this machine's CPU stands for"
 )
 SIZES = ("arguments", "temporaries", "output", "memory", "free")  # GiB of a device
@@ -55,11 +56,6 @@ def run(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if not rows:
-        print(
-            f"error: --only={' --only='.join(options.only or [])}: wanted parts of programs' names, got none that has one", file=sys.stderr
-        )
-        return 2
     chip_hours = sum(row["hours"] * prod(shape) for row in rows if row["hours"] is not None)
     Console(width=max(WIDTH, Console().width)).print(table(rows, chip, prod(shape)))
     for row in rows:
@@ -89,7 +85,7 @@ def topology(text: str) -> tuple[Chip | None, tuple[int, ...]]:
     """The chip (None: this machine's CPU) and the shape of a slice of them. ValueError for what is neither."""
     kind, _, sides = text.partition(":")
     known = {**chips.TPUS, "h100": chips.H100, "gpu": chips.GPU, "cpu": None}
-    if kind not in known or not sides.replace("x", "").isdigit() or not all(part and int(part) for part in sides.split("x")):
+    if kind not in known or not re.fullmatch(r"[1-9][0-9]*(x[1-9][0-9]*)*", sides):
         raise ValueError(f"--topology={text}: wanted {TOPOLOGY}")
     return known[kind], tuple(int(part) for part in sides.split("x"))
 
@@ -98,10 +94,13 @@ def _check(options: argparse.Namespace, config: Any) -> None:
     faults = [f"--{name}: wanted at least 1, got {getattr(options, name)}" for name in NUMBERS if getattr(options, name) < 1]
     if options.prompt + options.answer > options.length:
         faults.append(f"--length: wanted at least the {options.prompt + options.answer} tokens of a sample, got {options.length}")
+    if options.json and not Path(options.json).resolve().parent.is_dir():
+        faults.append(f"--json={options.json}: wanted a file in a folder that is there")
     if config.compute.attention == "cudnn" and not options.topology.startswith("gpu:"):
         faults.append("compute.attention='cudnn': wanted another, which can be compiled without an NVIDIA GPU")
     if faults:
         raise ValueError("; ".join(faults))
+    settings.check(config)
 
 
 def _prepare(chip: Chip | None, count: int) -> None:
@@ -130,9 +129,10 @@ def _devices(chip: Chip | None, shape: tuple[int, ...]) -> list[Any]:
             found = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
         except Exception as error:  # libtpu is not there, or knows no such slice: it has no error type of its own
             reason = str(error).splitlines()[0]
-            raise ValueError(
-                f"--topology={name}: wanted a slice that libtpu can describe, got: {reason}; install the extra 'tpu'"
-            ) from error
+            there = (
+                "take a shape that is made, as 2x2, 2x4 or 4x4 (v5p: 2x2x1, 2x2x4)" if find_spec("libtpu") else "install the extra 'tpu'"
+            )
+            raise ValueError(f"--topology={name}: wanted a slice that libtpu can describe, got: {reason}; {there}") from error
     if len(found) != prod(shape):
         raise ValueError(f"--topology: wanted {prod(shape)} {chip.name if chip else 'cpu'} devices, got {len(found)}")
     return list(found)
@@ -175,7 +175,11 @@ def planned(config: Any, chip: Chip | None, shape: tuple[int, ...], options: arg
     load = Load(options.examples, options.tests, options.prompt, options.answer, options.length)
     with described(kind):
         everything = Planned(bench, models, load, devices, chip.memory if chip else inf).programs()
-        programs = [p for p in everything if any(text in p.stage for text in options.only or [""])]
+        everything = list(everything)
+    for text in options.only or []:
+        if not any(text in program.stage for program in everything):
+            raise ValueError(f"--only={text}: wanted a part of a program's name: {', '.join(program.stage for program in everything)}")
+    programs = [program for program in everything if any(text in program.stage for text in options.only or [""])]
     for program in programs:
         print(f"{program.stage} ...", file=sys.stderr, flush=True)
         with described(kind):

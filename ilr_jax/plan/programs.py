@@ -106,7 +106,7 @@ class Planned:
         yield self._score("comparisons", 2 * (labelled * rounds + pairs * dpo))
         yield self._beam("test, beam", "strong", 1, load.tests * (rounds + 1 + rounds * dpo))
         if dpo:
-            chosen = int(pairs / rounds * c.dpo.share)
+            chosen = int(pairs / max(rounds, 1) * c.dpo.share)
             yield self._sample("DPO's samples", "strong", 1, labelled * c.dpo.samples * rounds)
             yield self._reference("DPO's reference", 2 * chosen * rounds)
             yield self._dpo(epoch(chosen, c.dpo.batch) * c.dpo.epochs * rounds)
