@@ -96,7 +96,8 @@ EXPECTED = {
 def test_collectives_of_each_program_are_those_expected(kind, mesh):
     """No weight is whole on a device where an axis splits it, no stack of kernels (adapters' may), no logits travel; state is donated.
 
-    Prefill makes no logits and does not read the head; by chance the keys of its prompts, which travel to their slots, are of their size.
+    Where rows alone are split, no hidden states travel (keys and values of prompts do, to their slots). Prefill makes no logits and does
+    not read the head; by chance the keys of its prompts are of their size.
     """
     (program, arguments), (data, fsdp, tensor) = lowered(kind, mesh), mesh
     program = program.compile()
@@ -112,6 +113,7 @@ def test_collectives_of_each_program_are_those_expected(kind, mesh):
     gradients = [size for size in reduced if {size * tensor, size * tensor * fsdp} & {512 * 1024, 8192 * 512}]
     found = sum(size == 512 * 1024 for size in gathered), sum(size == 8192 * 512 for size in gathered), len(hidden), len(gradients)
     assert found == expected[mesh] and max(gathered, default=0) <= 8192 * 512
+    assert mesh != (8, 1, 1) or max((size for collective, size in sizes if collective != "all-reduce"), default=0) < tokens * 512
     assert kind == "prefill" or not {size * parts for _, size in sizes for parts in (1, 2, 4, 8)} & {tokens * 8192}
     bytes_here = lambda x: int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
     leaves = jax.tree.leaves(arguments)
