@@ -86,9 +86,8 @@ def table(rows: Sequence[Row]) -> Table:
     for number, column in enumerate(page.HEADLINE):
         result.add_column(column.replace(" ", "\n"), justify="right" if number else "left", no_wrap=number > 0, overflow="fold")
     for entry in summary:
-        result.add_row(
-            *(Text(re.sub(r" (?=of |\[)|(?<=→) ", "\n", cell)) for cell in page.headline(entry))
-        )  # so that 80 columns are enough
+        lines = (re.sub(r" (?=of |\[)|(?<=→) ", "\n", cell) for cell in page.headline(entry))  # so that 80 columns are enough
+        result.add_row(*map(Text, lines))
     return result
 
 

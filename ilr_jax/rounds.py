@@ -148,8 +148,7 @@ def _claim(lab: Lab) -> None:
 
 def _facts(lab: Lab) -> dict[str, Any]:
     """What has to be the same in all processes, or each would work on something else."""
-    names = [*sorted(Path(__file__).parent.rglob("*.py"))]
-    code = hashlib.sha256(b"".join(path.read_bytes() for path in names)).hexdigest()[:12]
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))).hexdigest()[:12]
     return {"code": code, "data": lab.data[:12], **{f"config.{name}": value for name, value in flat(_resolved(lab)).items()}}
 
 

@@ -146,8 +146,7 @@ class Store:
         if self.find(stage) is None:
             _commit(partial, final)
             self._verified.add(final)  # its bytes were hashed as they were written
-        artifact = self.find(stage)
-        assert artifact is not None
+        assert (artifact := self.find(stage)) is not None
         return artifact
 
     def _emptied(self, partial: Path) -> None:

@@ -174,8 +174,7 @@ def planned(config: Any, chip: Chip | None, shape: tuple[int, ...], options: arg
         bench.check(list(models.values()))
     load = Load(options.examples, options.tests, options.prompt, options.answer, options.length)
     with described(kind):
-        everything = Planned(bench, models, load, devices, chip.memory if chip else inf).programs()
-        everything = list(everything)
+        everything = list(Planned(bench, models, load, devices, chip.memory if chip else inf).programs())
     for text in options.only or []:
         if not any(text in program.stage for program in everything):
             raise ValueError(f"--only={text}: wanted a part of a program's name: {', '.join(program.stage for program in everything)}")

@@ -103,7 +103,7 @@ class Endpoint:
         missing = {key: item for key, item in zip(keys, items, strict=True) if key not in self.cache}
         invalid: dict[str, Invalid] = {}
         try:
-            self._ask_all(missing, form, name, invalid, tolerated * len(items))
+            self._ask_all(missing, form, name, invalid, max(1.0, tolerated * len(items)))
         except EndpointError as error:
             done = sum(key in self.cache for key in keys)
             raise EndpointError(
@@ -123,7 +123,7 @@ class Endpoint:
                 for job in as_completed(jobs):
                     invalid |= job.result()
                     hopeless = len(invalid) >= HOPELESS and not any(key in self.cache for key in missing)
-                    if len(invalid) > max(1.0, tolerated) or hopeless:
+                    if len(invalid) > tolerated or hopeless:
                         raise EndpointError(
                             f"{len(invalid)} answers are invalid, such as: {self.transport.clean(next(iter(invalid.values())).reason)}"
                         )

@@ -56,7 +56,7 @@ class Execution:
 
 def named(name: str, databases: str) -> Execution:
     """The grader `name`, one of NAMES, over a folder of NAME/NAME.sqlite. ValueError where there is no such folder."""
-    folder = Path(databases).expanduser()
+    folder = Path(databases)
     if not databases or not folder.is_dir():
         raise ValueError(f"task.databases={databases!r}: wanted the folder of the databases, NAME/NAME.sqlite, for task.grader={name!r}")
     return Execution(name, TextToSQL(folder, folder, grader=NAMES[name]))
