@@ -16,7 +16,7 @@ from jaxtyping import Bool
 
 from ilr_jax import hosts, tasks
 from ilr_jax.refine import audit, split
-from ilr_jax.roles import Memory, Model, fingerprint, layouts
+from ilr_jax.roles import Memory, Model, comparers, fingerprint, layouts, needed
 from ilr_jax.sample.beam import BeamSettings
 from ilr_jax.sample.rollout import SamplingSettings
 from ilr_jax.services.endpoint import Endpoint, opened
@@ -81,9 +81,8 @@ class Lab:
 
     @property
     def roles(self) -> list[str]:
-        """The models that are needed: given demonstrations need no supervisor, but where the evaluator learns from its answers."""
-        evaluator, model = ("evaluator" in self.comparers, "model" in self.comparers)
-        return ["weak"] * (evaluator or self.config.demos != "given") + ["strong"] + ["evaluator"] * evaluator + ["judge"] * model
+        """The models that are needed."""
+        return needed(self.config, self._graded)
 
     @cached_property
     def has_grader(self) -> bool:
@@ -92,9 +91,12 @@ class Lab:
 
     @property
     def comparers(self) -> set[str]:
-        """Who is asked to compare answers: evaluator, oracle or judge, and for a judge who that is: evaluator, endpoint or model."""
-        judged = self.config.feedback == "judge" or (not self.has_grader and bool(self.tests))
-        return {self.config.feedback} | ({self.config.judge.kind} if judged else set())
+        """Who is asked to compare answers."""
+        return comparers(self.config, self._graded)
+
+    @property
+    def _graded(self) -> bool:
+        return self.has_grader or not self.tests
 
     def endpoint(self, section: str) -> Endpoint:
         """The endpoint of `judge` or `embed`; opened once, so that its budget is one."""

@@ -58,6 +58,22 @@ class Memory:
     held: dict[Path, Mapping[str, Any]] = field(default_factory=dict)  # folder -> parameters, of one model at most
 
 
+def comparers(config: Config, graded: bool) -> set[str]:
+    """Who is asked to compare answers: evaluator, oracle or judge, and for a judge who that is: evaluator, endpoint or model.
+
+    Where the task grades no test answers, a judge compares them with the references.
+    """
+    judged = config.feedback == "judge" or not graded
+    return {config.feedback} | ({config.judge.kind} if judged else set())
+
+
+def needed(config: Config, graded: bool) -> list[str]:
+    """The models of an experiment: given demonstrations need no supervisor, but where the evaluator learns from its answers."""
+    who = comparers(config, graded)
+    weak = "evaluator" in who or config.demos != "given"
+    return ["weak"] * weak + ["strong"] + ["evaluator"] * ("evaluator" in who) + ["judge"] * ("model" in who)
+
+
 UNKNOWN_MEMORY = 16 * 2**30  # bytes of a device that does not say, such as a CPU
 
 

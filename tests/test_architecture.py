@@ -60,7 +60,8 @@ ARROWS = {
     "rounds": {"demos", "feedback", "files", "hosts", "lab", "metrics", "preference", "refinement", "settings", "stages", "store", "types"},
     "export": {"files", "models", "roles", "stages", "store"},
     "main": {"hosts", "interruption", "progress", "rounds", "types"},
-    "plan": {"batches", "evaluator", "main", "models", "roles", "sample", "settings", "sharding", "stages", "store", "train"},
+    "plan": {"batches", "evaluator", "main", "models", "refine", "roles", "sample", "services", "settings", "sharding", "stages", "store"}
+    | {"tasks", "train", "types"},
     "sweep": {"estimates", "files", "main", "report", "settings", "store", "types"},
     "cli": {"main", "sweep", "report", "export", "files", "mirror", "provenance", "store", "types"},
 }

@@ -15,7 +15,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarni
 
 
 def test_each_fold_model_trains_on_all_other_folds():
-    config, _ = main.config_of(["--config=configs/quickstart.py", "--workdir=plan", "--config.folds=5", "--config.rounds=1"])
+    config, _ = main.config_of(
+        ["--config=configs/quickstart.py", "--workdir=plan", "--config.folds=5", "--config.rounds=1", "--config.method=ilr"]
+    )
     models = {role: roles.config_of(config[role].model) for role in ("weak", "evaluator", "strong")}
     found = {p.stage: p.times for p in Planned(Bench(Store("plan"), config), models, Load(800, 400, 64, 32, 96), jax.devices()).programs()}
     assert (
@@ -53,3 +55,14 @@ def test_a_base_stays_beside_its_merged_copy_and_where_there_is_no_room_for_both
     assert roomy["comparisons"] == tight["comparisons"] == sizes["strong"] and roomy["proposals, beam"] == 0
     arguments = lambda memory: len(jax.tree.leaves(planned(memory)._decoder("strong", 1)))
     assert arguments(4 * sizes["strong"] - 1) == arguments(4 * sizes["strong"]) + 2 * len(planned(0.0).bench.lora.modules)
+
+
+def test_only_what_the_experiment_runs_is_planned():
+    flags = ["--config.method=ilr", "--config.demos=given", "--config.feedback=judge", "--config.judge.kind=model"]
+    config, _ = main.config_of(["--config=configs/quickstart.py", "--workdir=plan", *flags, "--config.judge.model=embedded:mistral"])
+    models = {role: roles.config_of(config[role].model) for role in roles.needed(config, graded=True)}
+    found = list(Planned(Bench(Store("plan"), config), models, Load(800, 400, 64, 32, 96), jax.devices()).programs())
+    after = ["the judge's comparisons", "test, beam"]
+    assert [p.stage for p in found] == ["SFT", "2 fold models", "prefill of proposals", "proposals, beam", *after]
+    (judge,) = (p for p in found if p.stage == after[0])
+    assert judge.times == -(-2 * 400 * config.rounds // config.compute.score_batch) and judge.lower().as_text().count("\n") > 100

@@ -2,6 +2,7 @@
 
 import shutil
 import zlib
+from dataclasses import asdict
 from pathlib import Path
 
 import datasets
@@ -13,7 +14,9 @@ from configs import quickstart
 from ilr_jax import refinement, rounds
 from ilr_jax.files import read_json
 from ilr_jax.lab import Lab
+from ilr_jax.plan.counts import Counts, counted
 from ilr_jax.sample.rollout import SamplingSettings
+from ilr_jax.stages import Bench
 from ilr_jax.tasks import wordmath
 from ilr_jax.types import Answer, Artifact, Label
 
@@ -25,15 +28,25 @@ def half_right(self, answers, examples):
 
 @pytest.fixture(scope="module")
 def variant(tiny_models, tmp_path_factory):
-    """`variant(rounds=2)` runs the tiny config with that changed; all share one store, so that only what differs is computed."""
-    workdir = tmp_path_factory.mktemp("variants")
+    """`variant(rounds=2)` runs the tiny config with that changed; all share one store, so that only what differs is computed.
+
+    Every run has to ask for what a plan counts.
+    """
+    workdir, used, stage = tmp_path_factory.mktemp("variants"), {}, Bench.run
+
+    def noted(*args, **options) -> Artifact:
+        artifact = stage(*args, **options)
+        used[artifact.folder] = artifact
+        return artifact
 
     def run(**fields) -> dict[str, list[dict]]:
         config = make_tiny_config(tiny_models)
         config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
         shutil.rmtree(workdir / "runs", ignore_errors=True)
         (workdir / "config.json").unlink(missing_ok=True)
+        used.clear()
         rounds.run(config, workdir)
+        check_counts(config, list(used.values()))
         found = {path.stem.removesuffix("-seed0"): read_json(path)["rounds"] for path in sorted((workdir / "runs").iterdir())}
         read = lambda row: {"audited": count(workdir, row["audit"]), "asked": count(workdir, row["comparisons"])}
         return {name: [{**row, **read(row)} for row in rows] for name, rows in found.items()}
@@ -42,7 +55,39 @@ def variant(tiny_models, tmp_path_factory):
         every_label_usable(patch)
         patch.setattr("ilr_jax.tasks.gsm8k.Grading.grade", half_right)
         patch.setattr("ilr_jax.tasks.gsm8k.Grading.usable", lambda self, answer: True)
+        patch.setattr(Bench, "run", noted)
         yield run
+
+
+def check_counts(config, used: list[Artifact]) -> None:
+    """A plan counts what a run did: exactly, but for what hangs on answers, of which it counts the most that there can be."""
+    named = lambda *names: [artifact.manifest["metrics"] for artifact in used if Path(artifact.folder).name.rpartition("-")[0] in names]
+    steps = lambda name: sum(max(found["steps"]) for found in named(name))
+    answers = lambda name: sum(found["answers"] for found in named(name))
+    compared = sum(found["compared"] or 0 for found in named("refine", "pick", "preferences"))
+    pairs, c = sum(found["pairs"] for found in named("dpo")), config
+    did = Counts(
+        weak=steps("weak"),
+        weak_labels=answers("weak-labels"),
+        evaluator_answers=answers("evaluator-answers"),
+        evaluator=sum(-(-found["comparisons"] // c.evaluator.batch) * c.evaluator.epochs for found in named("evaluator")),
+        sft=steps("sft"),
+        folds=steps("folds"),
+        proposals=answers("proposals"),
+        compared=compared * (c.feedback == "evaluator"),
+        judged=0,
+        tests=answers("test"),
+        dpo_samples=answers("dpo-samples"),
+        dpo_reference=2 * pairs,
+        dpo=sum(found["steps"] for found in named("dpo")),
+    )
+    planned = counted(c, c.task.train_examples, c.task.test_examples)
+    hangs = {"evaluator", "compared", "dpo_reference", "dpo"} | ({"sft"} if "sft_chosen" in c.method or c.demos == "correct" else set())
+    hangs |= {"sft", "tests"} if c.rounds > 1 else set()  # rounds may end with the same labels
+    longer = {"sft", "folds", "proposals", "tests"} if c.refine.rule != "replace" else set()  # or shorter, as labels are added or dropped
+    for name, most in {name: most for name, most in asdict(planned).items() if name not in longer}.items():
+        found = getattr(did, name)
+        assert (found > 0) == (most > 0) and (found <= most if name in hangs else found == most), (name, found, most)
 
 
 def count(workdir: Path, file: str | None) -> int:

@@ -160,10 +160,12 @@ def planned(config: Any, chip: Chip | None, shape: tuple[int, ...], options: arg
     from ilr_jax.plan.programs import Load, Planned
     from ilr_jax.stages import Bench
     from ilr_jax.store import Store
+    from ilr_jax.tasks import GRADERS
 
     devices = _devices(chip, shape)
     chip = _seen(devices[0]) if chip is chips.GPU else chip
-    models = {role: roles.config_of(config[role].model) for role in ("weak", "evaluator", "strong")}
+    graded = bool(GRADERS.get(config.task.name))
+    models = {role: roles.config_of(config[role].model) for role in roles.needed(config, graded)}
     if config.compute.dtype == "auto" and chip is not None:
         config.compute.dtype = "bfloat16"
     bench = Bench(Store("plan"), config)
@@ -174,7 +176,7 @@ def planned(config: Any, chip: Chip | None, shape: tuple[int, ...], options: arg
         bench.check(list(models.values()))
     load = Load(options.examples, options.tests, options.prompt, options.answer, options.length)
     with described(kind):
-        everything = list(Planned(bench, models, load, devices, chip.memory if chip else inf).programs())
+        everything = list(Planned(bench, models, load, devices, chip.memory if chip else inf, graded).programs())
     for text in options.only or []:
         if not any(text in program.stage for program in everything):
             raise ValueError(f"--only={text}: wanted a part of a program's name: {', '.join(program.stage for program in everything)}")

@@ -16,12 +16,14 @@ from ilr_jax import batches, evaluator, sharding
 from ilr_jax.batches import Epochs, Preference
 from ilr_jax.models import decoder, flops, lora
 from ilr_jax.models.config import ModelConfig
+from ilr_jax.plan.counts import counted
 from ilr_jax.sample import beam, rollout, slots
 from ilr_jax.sample.beam import BeamSettings
 from ilr_jax.sample.engine import PREFILLS
 from ilr_jax.sample.requests import prompt_rows
 from ilr_jax.sample.rollout import SamplingSettings
 from ilr_jax.sample.slots import Compute, Fill
+from ilr_jax.services.judge import LETTERS
 from ilr_jax.sharding import Layout
 from ilr_jax.stages import Bench
 from ilr_jax.train import state, steps
@@ -78,38 +80,39 @@ class Planned:
     load: Load
     devices: Sequence[Any]
     memory: float = math.inf  # bytes of a device
+    graded: bool = True  # whether the task says which answers are right
 
     def _layout(self, role: str) -> Layout | None:
         return self.bench.layout_of(self.models[role])
 
     def programs(self) -> Iterator[Program]:
-        """Those of ILR, and of DPO where `method` names it, in their order; what several stages share stands once, with all its runs.
+        """Those that the experiment runs, in their order; what several stages share stands once, with all its runs.
 
-        Left out, as they are small or like the ones that stand here: naive refinement, the evaluator's validation, the supervisor's own
-        test, and prefill of anything but proposals.
+        Left out, as they are small or like the ones that stand here: the evaluator's validation, the supervisor's own test, and prefill of
+        anything but proposals.
         """
         c, load = self.bench.config, self.load
-        known, labelled, rounds = load.examples // 2, -(-load.examples // 2), c.rounds
-        epoch = lambda n, batch: -(-n // batch)
+        n = counted(c, load.examples, load.tests, self.graded)
         answers = {"beam": self._beam, "sample": self._sample}
-        dpo = "dpo" in c.method.split(",")
-        yield self._sft("weak SFT", "weak", 1, epoch(known, c.sft.batch) * c.weak.epochs)
-        yield answers[c.decoding.labels](f"weak labels, {c.decoding.labels}", "weak", 1, labelled)
-        yield self._sample("evaluator's answers", "weak", c.evaluator.checkpoints, known * c.evaluator.checkpoints)
-        yield self._evaluator(epoch(2 * known, c.evaluator.batch) * c.evaluator.epochs)
-        yield self._sft("SFT", "strong", 1, epoch(labelled, c.sft.batch) * c.strong.epochs * (rounds + 1))
-        others = -(-labelled * (c.folds - 1) // c.folds)  # each fold's model sees the labels of all others
-        yield self._sft(f"{c.folds} fold models", "strong", c.folds, epoch(others, c.sft.batch) * c.strong.epochs * rounds)
-        yield self._prefill("prefill of proposals", "strong", c.folds, labelled * rounds)
-        yield answers[c.decoding.proposals](f"proposals, {c.decoding.proposals}", "strong", c.folds, labelled * rounds)
-        pairs = labelled * (c.dpo.samples // 2) * rounds
-        yield self._score("comparisons", 2 * (labelled * rounds + pairs * dpo))
-        yield self._beam("test, beam", "strong", 1, load.tests * (rounds + 1 + rounds * dpo))
-        if dpo:
-            chosen = int(pairs / max(rounds, 1) * c.dpo.share)
-            yield self._sample("DPO's samples", "strong", 1, labelled * c.dpo.samples * rounds)
-            yield self._reference("DPO's reference", 2 * chosen * rounds)
-            yield self._dpo(epoch(chosen, c.dpo.batch) * c.dpo.epochs * rounds)
+        labels, proposals = c.decoding.labels, c.decoding.proposals
+        k = 1 if c.refine.proposer == "same" else c.folds
+        made: tuple[tuple[int, Callable[[int], Program]], ...] = (
+            (n.weak, lambda times: self._sft("weak SFT", "weak", 1, times)),
+            (n.weak_labels, lambda asked: answers[labels](f"weak labels, {labels}", "weak", 1, asked)),
+            (n.evaluator_answers, lambda asked: self._sample("evaluator's answers", "weak", c.evaluator.checkpoints, asked)),
+            (n.evaluator, self._evaluator),
+            (n.sft, lambda times: self._sft("SFT", "strong", 1, times)),
+            (n.folds, lambda times: self._sft(f"{k} fold models", "strong", k, times)),
+            (n.proposals, lambda asked: self._prefill("prefill of proposals", "strong", k, asked)),
+            (n.proposals, lambda asked: answers[proposals](f"proposals, {proposals}", "strong", k, asked)),
+            (n.compared, lambda asked: self._score("comparisons", 2 * asked)),
+            (n.judged, lambda asked: self._judge("the judge's comparisons", 2 * asked)),
+            (n.tests, lambda asked: self._beam("test, beam", "strong", 1, asked)),
+            (n.dpo_samples, lambda asked: self._sample("DPO's samples", "strong", 1, asked)),
+            (n.dpo_reference, lambda asked: self._reference("DPO's reference", asked)),
+            (n.dpo, self._dpo),
+        )
+        return (make(times) for times, make in made if times)
 
     # Shapes, each placed on its devices.
 
@@ -193,6 +196,14 @@ class Planned:
         work = float(flops.FORWARD * flops.layers(self.models[role]) * batch.rows.tokens.size)
         base = slots.bytes_here(self._params("strong"))  # stays for the next training
         return Program(stage, lower, -(-requests // n), batch.rows.tokens.size, work, False, "compute.score_batch", base)
+
+    def _judge(self, stage: str, requests: int) -> Program:
+        load, role = self.load, "judge"
+        n = self.bench.rows(self.bench.config.compute.score_batch)
+        batch = next(iter(batches.options([[0] * load.comparison] * n, [0] * len(LETTERS), n, 0)))[1]
+        run: Any = steps.token_log_probs(self._setup(role, False))
+        lower = lambda: run.lower({}, self._params(role), self._rows(batch))
+        return self._read(stage, role, lower, -(-requests // n), batch.rows.tokens.size, "compute.score_batch")
 
     def _reference(self, stage: str, requests: int) -> Program:
         c, load, role = self.bench.config, self.load, "strong"
