@@ -56,15 +56,9 @@ def start(distributed: bool, address: str | None, count: int | None, number: int
         if number == 0 and address:
             _can_listen(int(address.rpartition(":")[2]))
         with _at_most(timeout, message):
-            jax.distributed.initialize(
-                address,
-                count,
-                number,
-                cluster_detection_method=found,
-                initialization_timeout=int(timeout) + LONGER,
-                heartbeat_timeout_seconds=HEARTBEAT,
-                shutdown_timeout_seconds=SHUTDOWN,
-            )
+            join = partial(jax.distributed.initialize, address, count, number, cluster_detection_method=found)
+            limits = {"heartbeat_timeout_seconds": HEARTBEAT, "shutdown_timeout_seconds": SHUTDOWN}
+            _waited(partial(join, initialization_timeout=int(timeout) + LONGER, **limits))
     except (RuntimeError, ValueError, OSError) as error:
         raise ValueError(f"could not start as one of several processes: {_explained(error)}") from error
 
@@ -196,20 +190,22 @@ def alike(facts: Mapping[str, Any], remedy: str) -> None:
 
 
 def _meet() -> None:
-    """Wait for the other processes in JAX's coordination service, as long as they live; waiting on devices has a limit (gloo: 30 s).
+    """Wait for the other processes in JAX's coordination service, as long as they live; waiting on devices has a limit (gloo: 30 s)."""
+    _waited(partial(multihost.get_barrier_sync_fn(), key=f"told-{next(_meetings)}", timeout_ms=PATIENCE))
 
-    On a thread, for while this one waits in C++ code no signal would be noticed.
-    """
-    wait, done = partial(multihost.get_barrier_sync_fn(), key=f"told-{next(_meetings)}", timeout_ms=PATIENCE), Future[None]()
 
-    def meet() -> None:
+def _waited(wait: Callable[[], Told]) -> Told:
+    """What `wait()` gives: on a thread, for while this one waits in C++ code no signal would be noticed."""
+    done = Future[Told]()
+
+    def work() -> None:
         try:
             done.set_result(wait())
         except BaseException as error:
             done.set_exception(error)
 
-    threading.Thread(target=meet, daemon=True).start()
-    done.result()
+    threading.Thread(target=work, daemon=True).start()
+    return done.result()
 
 
 def _sent(data: bytes) -> bytes:

@@ -89,6 +89,19 @@ def test_a_process_that_is_left_alone_ends_in_bounded_time_with_one_message(numb
     assert not out
 
 
+def test_a_process_that_is_left_alone_hears_ctrl_c():
+    address, before = free_address(), signal.signal(signal.SIGINT, signal.default_int_handler)  # a child inherits that it is ignored
+    try:
+        process = begin("", *flags(address, 2, 0), "--startup_timeout=240")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with socket.socket() as s:
+        while process.poll() is None and s.connect_ex(("localhost", int(address.partition(":")[2]))):
+            time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert ended(process) == ("", "stopped; the same command continues\n") and process.returncode == 130
+
+
 def test_a_port_that_is_taken_is_one_message():
     with socket.socket(socket.AF_INET6) as taken:
         taken.bind(("::", 0))
