@@ -47,9 +47,10 @@ setup() {
 && (mountpoint -q /mnt/ilr || sudo mount -t nfs $(quoted "$SHARE") /mnt/ilr) && sudo chown \"\$(id -u)\" /mnt/ilr"
 }
 
-# As a unit of systemd, which outlives the connection and sends SIGTERM when the machine goes down.
+# As a unit of systemd, which outlives the connection and sends SIGTERM when the machine goes down. It reads $$ as $, and $NAME as a variable.
 start() {
   the_line '' --distributed "$@"
+  LINE=("${LINE[@]//\$/\$\$}")
   on all "cd ilr_jax && sudo systemd-run --unit=ilr --collect --uid=\"\$(id -u)\" --working-directory=\"\$PWD\" \
 \"\$PWD\"/.venv/bin/python $(quoted "${LINE[@]:1}")"
 }

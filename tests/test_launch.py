@@ -169,7 +169,7 @@ def test_tpu_vm(copy):
 
 
 def test_tpu_hosts_run_the_line(copy):
-    """The shell of a host gets the very words, whatever is in them."""
+    """The shell of a host gets the very words, whatever is in them; systemd, which reads $$ as $, is told so."""
     (run,) = copy.dry("tpu_vm.sh", "run", FLAG)
     (command,) = [word.removeprefix("--command=") for word in run if word.startswith("--command=")]
     (copy.root.parent / "ilr_jax").mkdir()
@@ -177,7 +177,8 @@ def test_tpu_hosts_run_the_line(copy):
     (sudo,) = copy.calls()
     at = sudo.index("-m")
     assert sudo[1] == "systemd-run" and sudo[at - 1] == f"{copy.root.parent}/ilr_jax/.venv/bin/python"
-    assert sudo[at:] == [*LINE, "--distributed", FLAG] and f"--working-directory={copy.root.parent}/ilr_jax" in sudo
+    assert sudo[at:] == [word.replace("$", "$$") for word in [*LINE, "--distributed", FLAG]]
+    assert f"--working-directory={copy.root.parent}/ilr_jax" in sudo
 
 
 @pytest.mark.parametrize("word", ["--dry-run", "-n"])
