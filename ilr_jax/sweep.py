@@ -154,26 +154,29 @@ def plan(flags: Sequence[str], base: Config, folder: Path, points: Sequence[Poin
 
 
 def execute(jobs: Sequence[Job], n: int) -> list[Job]:
-    """Run the jobs that are not finished, `n` at a time; returns those that failed, which stop no other."""
+    """Run the jobs that are not finished, `n` at a time, each on its share of the cores; returns those that failed, which stop no other."""
     waiting, running, failed = [job for job in jobs if not job.finished()], {}, []
+    free = _shares(n)
     where = f"; what they say: {jobs[0].log.parent}" if waiting else ""
     print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} finished before{where}", flush=True)
     total = len(waiting)
     try:
         while waiting or running:
             while waiting and len(running) < n:
-                job = waiting.pop(0)
-                running[job] = _start(job)
-            for job in [job for job, process in running.items() if process.poll() is not None]:
-                code = running.pop(job).returncode
+                job, share = waiting.pop(0), free.pop()
+                running[job] = _start(job, share), share
+            for job in [job for job, (process, _) in running.items() if process.poll() is not None]:
+                process, share = running.pop(job)
+                free.append(share)
+                code = process.returncode
                 failed += [job] if code else []
                 done = total - len(waiting) - len(running)
                 print(f"[{done}/{total}] {job.title}: {f'failed with exit code {code}' if code else 'finished'}", flush=True)
             time.sleep(0.05)
     finally:
-        for process in running.values():
+        for process, _ in running.values():
             process.terminate()  # a run that is killed continues with the same bytes
-        for process in running.values():
+        for process, _ in running.values():
             process.wait()
     return failed
 
@@ -247,9 +250,22 @@ def _workdir(folder: Path, point: Point) -> Path:
     return workdir
 
 
-def _start(job: Job) -> subprocess.Popen:
+def _shares(n: int) -> list[set[int]]:
+    """The cores of this process in `n` parts, each empty where they cannot be parted.
+
+    XLA computes with a thread for every core; the threads of several processes on the same cores would wait for each other.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []  # Linux has it, macOS does not
+    return [set(cores[i::n]) if 1 < n <= len(cores) else set() for i in range(n)]
+
+
+def _start(job: Job, cores: set[int]) -> subprocess.Popen:
     with explained(job.log), open(job.log, "wb") as log:
-        return subprocess.Popen(job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+    if cores:
+        with suppress(ProcessLookupError):  # it may have ended already
+            os.sched_setaffinity(process.pid, cores)
+    return process
 
 
 def _last_line(log: Path) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -16,13 +17,17 @@ ROOT = Path(__file__).parent.parent
 CONFIG = f"--config={ROOT}/configs/quickstart.py"
 # A run that takes no time: better with seed and alpha, and impossible at alpha 0.4 until the file `mended` stands in the sweep's folder.
 MADE_UP = """
-import sys
+import os, sys, time
 from pathlib import Path
 from made_up_runs import round_row, write_run
 flags = dict(word.split("=", 1) for word in sys.argv[1:])
 workdir, alpha, seed = Path(flags["--workdir"]), float(flags.get("--config.alpha", 0.15)), int(flags["--config.seed"])
 with open(workdir.parent.parent / "started.txt", "a") as file:
     print(workdir.name, seed, file=file)
+if (cores := workdir.parent.parent / "cores").exists():
+    time.sleep(1)  # by then both are there
+    with open(cores, "a") as file:
+        print(*os.sched_getaffinity(0), file=file)
 if alpha == 0.4 and not (workdir.parent.parent / "mended").exists():
     sys.exit("error: alpha 0.4 cannot be")
 write_run(workdir, "sft", [round_row(0, 0.5)], seed)
@@ -59,6 +64,15 @@ def test_every_point_is_run_with_every_seed_and_stands_in_the_table(swept, tmp_p
     assert float(ilr["test_accuracy"]) == pytest.approx(0.605) and float(ilr["difference"]) == pytest.approx(0.105)
     assert float(ilr["test_low"]) == pytest.approx(0.6) and float(ilr["test_high"]) == pytest.approx(0.61)
     assert "alpha=0.2" in said.out and "results.csv" in said.out
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="wants cores that can be parted")
+def test_runs_side_by_side_have_cores_of_their_own(swept, tmp_path):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "cores").touch()
+    swept("--seeds=0,1", "--jobs=2")
+    first, second = (set(map(int, line.split())) for line in (tmp_path / "sweep" / "cores").read_text().splitlines())
+    assert first and second and first | second == os.sched_getaffinity(0) and not first & second
 
 
 def test_what_is_finished_is_skipped_and_another_grid_adds_to_the_table(swept, tmp_path):
