@@ -3,6 +3,8 @@
 Not here: what is compared (`training`, `preferences`, `decoding`, `operations`, `rounds`).
 """
 
+import ctypes
+import gc
 import os
 import platform
 import resource
@@ -22,39 +24,43 @@ import numpy as np
 Setting = TypeVar("Setting")
 Side = Callable[[], float]  # does the work once, to the end, and says how much of it there was
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "peft", "trl")
-STAT = Path("/proc/stat")
+STAT, STATUS, CLEAR = Path("/proc/stat"), Path("/proc/self/status"), Path("/proc/self/clear_refs")
 QUIET = 0.15  # of one core
 
 
 @dataclass(frozen=True)
 class Race:
-    """Both sides' seconds per repeat, in turns; `work` is what each did, in `unit`."""
+    """Both sides' seconds per repeat, in turns; `work` is what each did, in `unit`, `memory` what it took for that."""
 
     ours: tuple[float, ...]
     peer: tuple[float, ...]
     cpu: tuple[float, float]
     first: tuple[float, float]
     work: tuple[float, float]
+    memory: tuple[int | None, int | None]
     unit: str
 
     def row(self) -> dict[str, Any]:
         """For the results: the ratio is our speed over the peer's, by the repeats' medians, with the least and greatest of a repeat."""
         scale = self.work[0] / self.work[1]
         ratios = [scale * peer / ours for ours, peer in zip(self.ours, self.peer, strict=True)]
+        usual = [statistics.median(side) for side in (self.ours, self.peer)]
         return {
             "ratio": statistics.median(ratios),
             "least": min(ratios),
             "most": max(ratios),
             "unit": f"{self.unit}/s",
-            "ours": self.work[0] / statistics.median(self.ours),
-            "peer": self.work[1] / statistics.median(self.peer),
+            "ours": self.work[0] / usual[0],
+            "peer": self.work[1] / usual[1],
             "ours_seconds": list(self.ours),
             "peer_seconds": list(self.peer),
             "cpu_ratio": scale * self.cpu[1] / self.cpu[0],
             "ours_cpu_seconds": self.cpu[0],
             "peer_cpu_seconds": self.cpu[1],
-            "ours_first_seconds": self.first[0],
-            "peer_first_seconds": self.first[1],
+            "ours_compile_seconds": max(0.0, self.first[0] - usual[0]),
+            "peer_warmup_seconds": max(0.0, self.first[1] - usual[1]),
+            "ours_memory_bytes": self.memory[0],
+            "peer_memory_bytes": self.memory[1],
         }
 
 
@@ -77,6 +83,7 @@ def seconds(run: Callable[[], Any], repeats: int = 5, warm: int = 1) -> list[flo
 def race(ours: Side, peer: Side, unit: str, repeats: int, same: Callable[[], None]) -> Race:
     """Each side once to warm up (that includes compiling), then `repeats` times in turns, the first of a turn alternating.
 
+    Once more, beside the clock, for the memory that each takes.
     `same` looks at what the warm-up left, and raises RuntimeError (`agree`) where the two sides did not do the same.
     """
     sides = (ours, peer)
@@ -88,7 +95,21 @@ def race(ours: Side, peer: Side, unit: str, repeats: int, same: Callable[[], Non
             runs[which].append(_timed(sides[which]))
     wall, cpu, work = ([tuple(run[j] for run in side) for side in runs] for j in range(3))
     medians = lambda pair: tuple(statistics.median(side) for side in pair)
-    return Race(wall[0], wall[1], medians(cpu), (first[0], first[1]), medians(work), unit)
+    return Race(wall[0], wall[1], medians(cpu), (first[0], first[1]), medians(work), (_memory(ours), _memory(peer)), unit)
+
+
+def _memory(side: Side) -> int | None:
+    """Bytes that a side takes at most beyond what was there before; None where the system does not tell."""
+    if not CLEAR.exists():
+        return None
+    gc.collect()
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)  # what the C library keeps of freed memory would be taken again without a trace
+    resident = lambda kind: next(int(line.split()[1]) * 1024 for line in STATUS.read_text().splitlines() if line.startswith(kind))
+    CLEAR.write_text("5")  # proc(5): the peak starts again from here
+    before = resident("VmRSS:")
+    side()
+    return max(0, resident("VmHWM:") - before)
 
 
 def best(settings: Sequence[Setting], make: Callable[[Setting], Side]) -> Setting:

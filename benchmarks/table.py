@@ -9,7 +9,8 @@ from typing import Any
 from benchmarks.cases import CASES, Case
 
 BEGIN, END = "<!-- figures: python -m benchmarks --write -->", "<!-- end of figures -->"
-HEAD = "| | measure | peer | ratio [least, most] | floor | goal | ours | peer's | of the roof |\n|---|---|---|---|---|---|---|---|---|"
+HEAD = "| | measure | peer | ratio [least, most] | floor | goal | ours | peer's | of the roof | compiling | memory, ours and peer's |\n"
+HEAD += "|---|---|---|---|---|---|---|---|---|---|---|"
 
 
 def _number(value: float) -> str:
@@ -28,7 +29,12 @@ def _line(case: Case, row: Mapping[str, Any]) -> str:
     at_most = "≤ " if case.least else ""
     roof = f"{row['roof']['share']:.0%} of {row['roof']['kind']}" if "share" in row.get("roof", {}) else ""
     wanted = f"{at_most}{case.floor:g} | {at_most}{case.goal:g}"
-    return f"| {case.number} | {case.what} | {case.peer} | {ratio} | {wanted} | {' | '.join(_sides(row))} | {roof} |"
+    compiling = f"{_number(row['ours_compile_seconds'])} s" if "ours_compile_seconds" in row else ""
+    taken = [_number(size / 2**20) for side in ("ours", "peer") if (size := row.get(f"{side}_memory_bytes")) is not None]
+    memory = f"{' and '.join(taken)} MiB" if taken else ""
+    return (
+        f"| {case.number} | {case.what} | {case.peer} | {ratio} | {wanted} | {' | '.join(_sides(row))} | {roof} | {compiling} | {memory} |"
+    )
 
 
 def _machine(rows: Mapping[str, Mapping[str, Any]]) -> str:

@@ -4,6 +4,7 @@ import ast
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import measure, table
@@ -52,7 +53,18 @@ def test_a_ratio_is_of_work_per_second_and_sides_take_turns(monkeypatch):
     row = measure.race(side("ours", 2.0, 100.0), side("peer", 3.0, 50.0), "tokens", 3, lambda: calls.append("same")).row()
     assert row["ratio"] == row["least"] == row["most"] == row["cpu_ratio"] == 3.0  # 50 tokens a second against 16.7
     assert (row["ours"], row["unit"]) == (50.0, "tokens/s")
-    assert calls == ["ours", "peer", "same", *["ours", "peer"], *["peer", "ours"], *["ours", "peer"]]
+    assert calls == ["ours", "peer", "same", *["ours", "peer"], *["peer", "ours"], *["ours", "peer"], *["ours", "peer"]]
+
+
+@pytest.mark.skipif(not measure.CLEAR.exists(), reason="only Linux tells")
+def test_memory_is_what_a_side_takes_beyond_what_was_there():
+    held = np.ones(2**22)  # 32 MiB, there before
+
+    def side():
+        return float(np.ones(2**23).sum() + held[0])  # 64 MiB, gone after it
+
+    for _ in range(2):
+        assert 60 * 2**20 < measure._memory(side) < 80 * 2**20
 
 
 def test_the_best_setting_does_most_per_second(monkeypatch):
@@ -99,6 +111,7 @@ def test_the_page_holds_every_figure_between_its_marks(tmp_path):
     machine = {"device": "cpu", "cpu": "A processor", "cores": 2, "versions": {"jax": "1.2", "torch": None}}
     common = {"machine": machine, "roofs": {"float32": 4e11, "bfloat16": 8e11, "bytes": 9e9}, "date": "2026-01-02T03:04:05+00:00"}
     speed = {"ratio": 1.5, "least": 1.25, "most": 1.75, "unit": "tokens/s", "ours": 1500.0, "peer": 1000.0}
+    speed |= {"ours_compile_seconds": 4.25, "ours_memory_bytes": 64 * 2**20, "peer_memory_bytes": 128 * 2**20}
     rows = {"step": common | speed | {"roof": {"kind": "float32", "share": 0.61}}, "loss-memory": common | {"ratio": 0.04, "unit": ""}}
     (tmp_path / "cpu.json").write_text(json.dumps({"cases": rows}))
     (tmp_path / "growth.json").write_text(json.dumps({"curves": {}}))
@@ -111,6 +124,6 @@ def test_the_page_holds_every_figure_between_its_marks(tmp_path):
         and "A processor, 2 cores (2026-01-02); jax 1.2." in text
     )
     assert "| 1.50 [1.25, 1.75] | 1 | 1.2 | 1,500 tokens/s | 1,000 tokens/s | 61% of float32 |" in text
-    assert "| 0.04 | ≤ 0.25 | ≤ 0.12 |" in text
+    assert "| 0.04 | ≤ 0.25 | ≤ 0.12 |" in text and "| 61% of float32 | 4.25 s | 64 and 128 MiB |" in text
     table.write(tmp_path, page)
     assert page.read_text() == text
