@@ -1,6 +1,6 @@
 """How cost grows: python -m benchmarks.growth [NAME ...], into benchmarks/results/growth.json and docs/growth.svg.
 
-Examples, tokens of a row, layers, slots, adapters, devices, and labels: what should be a line is drawn as one. Imports no PyTorch.
+Examples, tokens of a row, layers, slots, adapters, devices, rounds, and labels: what should be a line is drawn as one. Imports no PyTorch.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from benchmarks.measure import machine, seconds
 from benchmarks.shapes import LORA, MODELS, Texts, texts
 from ilr_jax import batches, report
 from ilr_jax.batches import Epochs, Packing
-from ilr_jax.files import read_rows, write_json, write_rows
+from ilr_jax.files import read_json, read_rows, write_json, write_rows
 from ilr_jax.models import config as configs
 from ilr_jax.models import decoder, lora
 from ilr_jax.refine import audit, methods, select
@@ -222,6 +222,21 @@ def labels(counts: Sequence[int] = (10_000, 100_000, 1_000_000)) -> list[tuple[i
     return found
 
 
+def rounds(counts: Sequence[int] = (1, 2, 4, 8)) -> list[tuple[int, float, int]]:
+    """Seconds of all stages of ILR over so many rounds, 100 labels of the embedded task, and how many stages there are on disk by then.
+
+    They are points of one sweep, each of which goes on with the stages of those before.
+    """
+    found, small = [], ["--config.method=ilr", "--config.task.train_examples=200", "--config.task.test_examples=50"]
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+        for n in counts:
+            words = ["--config=configs/quickstart.py", f"--workdir={folder}", f"--grid=rounds={n}", *small]
+            subprocess.run([sys.executable, "-m", "ilr_jax.cli", "sweep", *words], cwd=HERE.parent, check=True, capture_output=True)
+            record = read_json(Path(folder, "points", f"rounds={n}", "runs", "ilr-seed0.json"))
+            found.append((n, record["seconds"], len(list(Path(folder, "stages").iterdir()))))
+    return found
+
+
 CURVES = {
     "examples": (examples, "examples", "s for an epoch's batches"),
     "tokens": (tokens, "tokens of a row", "s for a step on 4,096 tokens"),
@@ -229,6 +244,7 @@ CURVES = {
     "slots": (slots, "slots", "s for a decoding step"),
     "adapters": (adapters, "adapters", "s for a step, 1,024 tokens each"),
     "devices": (devices, "devices (fsdp)", "bytes received in a step"),
+    "rounds": (rounds, "rounds of ILR", "s for all stages, 100 labels"),
     "labels": (labels, "labels", "s for a round without models"),
 }
 
