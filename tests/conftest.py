@@ -1,13 +1,17 @@
 """Strict JAX for every test: eight emulated CPU devices, no silent rank promotion, shapes of annotations checked at run time.
 
 Programs are compiled at LLVM's level 0: most of the time goes into compiling what runs once, and this takes a third off the whole. To try
-what users run: XLA_FLAGS=--xla_backend_optimization_level=3.
+what users run: XLA_FLAGS=--xla_backend_optimization_level=3. The workers of pytest-xdist have cores of their own: the threads that XLA
+starts for every core would wait for those of the other workers.
 """
 
 import gc
 import os
 from collections.abc import Iterator
 
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
+    cores, workers = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) :: workers] or cores)
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8"
 os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}"  # the later of two wins

@@ -66,13 +66,18 @@ def test_every_point_is_run_with_every_seed_and_stands_in_the_table(swept, tmp_p
     assert "alpha=0.2" in said.out and "results.csv" in said.out
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="wants cores that can be parted")
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or os.cpu_count() == 1, reason="wants cores that can be parted")
 def test_runs_side_by_side_have_cores_of_their_own(swept, tmp_path):
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "cores").touch()
-    swept("--seeds=0,1", "--jobs=2")
-    first, second = (set(map(int, line.split())) for line in (tmp_path / "sweep" / "cores").read_text().splitlines())
-    assert first and second and first | second == os.sched_getaffinity(0) and not first & second
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(os.cpu_count()))
+    try:
+        swept("--seeds=0,1", "--jobs=2")
+        first, second = (set(map(int, line.split())) for line in (tmp_path / "sweep" / "cores").read_text().splitlines())
+        assert first and second and first | second == os.sched_getaffinity(0) and not first & second
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def test_what_is_finished_is_skipped_and_another_grid_adds_to_the_table(swept, tmp_path):
