@@ -21,6 +21,7 @@ from ilr_jax.tasks import readers, saved
 LISTS = {"train": ("train.json", "train/train.json"), "test": ("dev.json", "dev/dev.json", "dev_*/dev.json")}
 PLACES = ("{name}/{name}.sqlite", "*_databases/{name}/{name}.sqlite", "*/*_databases/{name}/{name}.sqlite")
 SAVED = ("question", "answer", "db_schema", "db_name")
+SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which JSON can write and UTF-8 cannot
 NAME = re.compile(r"[\w-][\w .-]*")  # no path: a question must not lead out of the folder
 
 
@@ -46,6 +47,8 @@ class Question(NamedTuple):
         yield from (
             f"{self.where}: the {what} is empty or no text; fill it in or remove the row" for what, text in wanted.items() if not text
         )
+        broken = [what for what, text in {**wanted, "evidence": self.knowledge or ""}.items() if SURROGATE.search(text)]
+        yield from (f"{self.where}: the {what} holds a lone surrogate, which is half a character; clean it" for what in broken)
         if self.database and not NAME.fullmatch(self.database):
             yield f"{self.where}: wanted the plain name of a database, got {self.database!r}"
 

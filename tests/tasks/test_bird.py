@@ -153,11 +153,14 @@ def test_a_database_that_is_being_written_is_refused(task):
 
 def test_bad_rows_are_named_all_together(tmp_path):
     bad = [{**ROWS[0], "SQL": ""}, {**ROWS[0], "db_id": "../../etc"}, {**ROWS[0], "question": 7}, {"question": "x"}, ROWS[0]]
+    bad += [{**ROWS[0], name: "half \ud800"} for name in ("question", "evidence", "SQL")]
     folder = official(tmp_path / "bird", bad)
     with pytest.raises(ValueError) as caught:
         TextToSQL(folder, folder).train()
     text = str(caught.value)
     assert all(f"question {i}: " in text for i in range(4)) and "question 4" not in text and "'../../etc'" in text
+    told = [f"question {i}: the {what} holds a lone surrogate" for i, what in enumerate(("question", "evidence", "SQL"), 5)]
+    assert all(line in text for line in told)
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "[1]", "[", ""])
