@@ -30,7 +30,7 @@ quickstart: .venv/base  ## the whole method on the embedded task: SFT, ILR, naiv
 	$(BIN)/ilr demo
 
 test: .venv/dev  ## all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 exact: .venv/dev  ## parity, cache and sampling on programs that are compiled as users get them
 	XLA_FLAGS=--xla_backend_optimization_level=3 $(BIN)/python -m pytest -n 2 --dist loadfile tests/models tests/sample

@@ -9,9 +9,6 @@ import gc
 import os
 from collections.abc import Iterator
 
-if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
-    cores, workers = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-    os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) :: workers] or cores)
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8"
 os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}"  # the later of two wins
@@ -52,6 +49,17 @@ TINY = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if (worker := getattr(config, "workerinput", None)) and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[int(worker["workerid"].removeprefix("gw")) :: worker["workercount"]] or cores)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """First what takes minutes, or a worker would still be at it when the others have ended."""
+    items.sort(key=lambda item: item.path.name != "test_rounds_on_hosts.py")
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,10 @@ def begin(script: str, *words: str, devices: int = 1, home: Path | None = None) 
     ours = ["-c", script] if script else ["-m", "ilr_jax.main", "--config=configs/quickstart.py", "--workdir=nowhere"]
     command = [sys.executable, "-W", "ignore", *ours, *words]
     env = ENV | {"XLA_FLAGS": xla} | ({**os.environ, "XLA_FLAGS": xla, "HOME": str(home)} if home else {})
-    return subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(process.pid, range(os.cpu_count() or 1))  # not only the core of a worker of pytest-xdist
+    return process
 
 
 def ended(process: subprocess.Popen) -> tuple[str, str]:
