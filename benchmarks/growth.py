@@ -231,7 +231,7 @@ def rounds(counts: Sequence[int] = (1, 2, 4, 8)) -> list[tuple[int, float, int]]
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         for n in counts:
             words = ["--config=configs/quickstart.py", f"--workdir={folder}", f"--grid=rounds={n}", *small]
-            subprocess.run([sys.executable, "-m", "ilr_jax.cli", "sweep", *words], cwd=HERE.parent, check=True, capture_output=True)
+            subprocess.run([sys.executable, "-m", "ilr_jax.sweep", *words], cwd=HERE.parent, check=True, capture_output=True)
             record = read_json(Path(folder, "points", f"rounds={n}", "runs", "ilr-seed0.json"))
             found.append((n, record["seconds"], len(list(Path(folder, "stages").iterdir()))))
     return found

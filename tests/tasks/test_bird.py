@@ -121,9 +121,8 @@ def test_the_config_names_the_databases_before_the_environment_does(tmp_path, mo
     monkeypatch.setenv(bird.PATH, str(tmp_path / "nowhere"))
     folder = saved(tmp_path / "saved", ROWS, tmp_path / "databases")
     train = tasks.load(config(folder, databases=str(tmp_path / "databases"))).train()
-    assert len(train) == 3 and tasks.load(config(folder, databases=str(tmp_path / "databases"))).grade(["SELECT 1"], train[:1]).shape == (
-        1,
-    )
+    task = tasks.load(config(folder, databases=str(tmp_path / "databases")))
+    assert len(train) == 3 and task.grade(["SELECT 1"], train[:1]).shape == (1,)
 
 
 def test_the_environment_alone_is_enough(tmp_path, monkeypatch):
@@ -132,16 +131,14 @@ def test_the_environment_alone_is_enough(tmp_path, monkeypatch):
 
 
 def test_without_a_folder_the_message_says_what_to_set():
-    with pytest.raises(ValueError, match="task.path nor ILR_BIRD_PATH; set"):
-        tasks.load(config(""))
+    pytest.raises(ValueError, tasks.load, config("")).match("task.path nor ILR_BIRD_PATH; set")
 
 
 def test_missing_databases_are_all_named_and_none_is_made(task):
     for name in ("a", "b"):
         (task.databases / "train_databases" / name / f"{name}.sqlite").unlink()
     before = tree(task.folder)
-    with pytest.raises(ValueError, match=r"(?s)a/a.sqlite: wanted a SQLite database there, found no file.*b/b.sqlite"):
-        task.train()
+    pytest.raises(ValueError, task.train).match(r"(?s)a/a.sqlite: wanted a SQLite database there, found no file.*b/b.sqlite")
     assert tree(task.folder) == before
 
 
@@ -159,8 +156,7 @@ def test_bad_rows_are_named_all_together(tmp_path):
         TextToSQL(folder, folder).train()
     text = str(caught.value)
     assert all(f"question {i}: " in text for i in range(4)) and "question 4" not in text and "'../../etc'" in text
-    told = [f"question {i}: the {what} holds a lone surrogate" for i, what in enumerate(("question", "evidence", "SQL"), 5)]
-    assert all(line in text for line in told)
+    assert all(f"question {i}: the {what} holds a lone surrogate" in text for i, what in ((5, "question"), (6, "evidence"), (7, "SQL")))
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "[1]", "[", ""])
