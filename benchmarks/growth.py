@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import matplotlib
 import numpy as np
 
+from benchmarks import parts
 from benchmarks.measure import machine, seconds
 from benchmarks.shapes import LORA, MODELS, Texts, texts
 from ilr_jax import batches, report
@@ -28,8 +28,6 @@ from ilr_jax.files import read_json, read_rows, write_json, write_rows
 from ilr_jax.models import config as configs
 from ilr_jax.models import decoder, lora
 from ilr_jax.refine import audit, methods, select
-from ilr_jax.sample import rollout
-from ilr_jax.sample.slots import Compute
 from ilr_jax.store import Store
 from ilr_jax.tasks import graders
 from ilr_jax.train import state, steps
@@ -100,18 +98,9 @@ def layers(counts: Sequence[int] = (4, 8, 12, 24, 48, 96)) -> list[tuple[int, fl
 
 def slots(counts: Sequence[int] = (16, 32, 64, 128, 256)) -> list[tuple[int, float]]:
     """Seconds of a decoding step of so many slots, 128 places of prompt and 128 of answer each."""
-    config, chunk = _model(), 32
-    compute, weights, found = Compute(config), (decoder.init(config, jax.random.key(0)), None), []
-    for n in counts:
-        held = [rollout.blank(compute, n, 128, 128)]
-
-        def once(held: list = held, n: int = n) -> Any:
-            held[0] = held[0]._replace(left=jnp.full(n, 128, jnp.int32), drawn=jnp.zeros(n, jnp.int32))
-            held[0], *seen = rollout.advance(compute, (0.7, None, 1.0), (2,), chunk, weights, held[0], np.array([n + 1], np.int32))
-            return seen
-
-        found.append((n, _seconds(once) / chunk))
-    return found
+    config = _model()
+    params = decoder.init(config, jax.random.key(0))
+    return [(n, _seconds(parts.decoding(config, params, n, 128)) / parts.CHUNK) for n in counts]
 
 
 def adapters(counts: Sequence[int] = (1, 2, 4, 8)) -> list[tuple[int, float]]:

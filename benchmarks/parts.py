@@ -1,7 +1,7 @@
 """Where a step of decoding spends its time: python -m benchmarks.parts [SLOTS ...], into benchmarks/results/parts.json.
 
 Every part by itself, in the shapes of the step, on the model of the sampling benchmarks. What they leave of the whole is norms, RoPE, the
-writing of keys and values, and what lies between operations. Imports no PyTorch.
+writing of keys and values, and what lies between operations; less than nothing where parts by themselves take longer. Imports no PyTorch.
 """
 
 import json
@@ -33,13 +33,13 @@ def step(model: str, n: int) -> dict[str, float]:
     """Milliseconds of a step of `n` slots and of its parts, and the least that its products can take."""
     config = configs.from_fields(MODELS[model])
     params = decoder.init(config, jax.random.key(0))
-    found = {"step": _whole(config, params, n)}
+    whole = _milliseconds(decoding(config, params, n, WINDOW)) / CHUNK
     bound, x = decoder.bind(config, params), lambda size: jax.random.normal(jax.random.key(1), (n, size))
     weights = [w for w in jax.tree.leaves(nnx.state(bound.layers)) if w.ndim == 3]
     layers = [[w[i] for w in weights] for i in range(config.num_layers)]
     inputs = {w.shape[1]: x(w.shape[1]) for w in weights}
     products = jax.jit(lambda layers, inputs: [matmul(inputs[w.shape[0]], w) for layer in layers for w in layer])
-    found["layers' products"] = _milliseconds(lambda: products(layers, inputs))
+    found = {"layers' products": _milliseconds(lambda: products(layers, inputs))}
     hidden = x(config.hidden_size)
     head = jax.jit(lambda params, hidden: decoder.bind(config, params).logits(hidden))
     found["product with the vocabulary"] = _milliseconds(lambda: head(params, hidden))
@@ -52,24 +52,25 @@ def step(model: str, n: int) -> dict[str, float]:
     drawn = jax.jit(say)
     found["draw and its probability"] = _milliseconds(lambda: drawn(logits, u))
     found |= {f"attention to {what}": _attention(config, n, length) for what, length in (("prompts", PROMPT), ("the ring", WINDOW))}
-    found["the rest"] = 2 * found["step"] - sum(found.values())
-    return found | {"flops": float(flops.FORWARD * n * (flops.layers(config) + config.hidden_size * config.vocab_size))}
+    found["the rest"] = whole - sum(found.values())
+    return found | {"step": whole, "flops": float(flops.FORWARD * n * (flops.layers(config) + config.hidden_size * config.vocab_size))}
 
 
 def _milliseconds(run: Callable[[], Any]) -> float:
     return float(np.median(seconds(run, 25, 3))) * 1e3
 
 
-def _whole(config: Any, params: Any, n: int) -> float:
+def decoding(config: Any, params: Any, n: int, window: int) -> Callable[[], Any]:
+    """A function that takes CHUNK steps of `n` slots, with PROMPT places of prompt and `window` of answer each."""
     compute = Compute(config)
-    held = [rollout.blank(compute, n, PROMPT, WINDOW)]
+    held = [rollout.blank(compute, n, PROMPT, window)]
 
     def once() -> Any:
-        held[0] = held[0]._replace(left=jnp.full(n, WINDOW, jnp.int32), drawn=jnp.zeros(n, jnp.int32))
+        held[0] = held[0]._replace(left=jnp.full(n, window, jnp.int32), drawn=jnp.zeros(n, jnp.int32))
         held[0], *seen = rollout.advance(compute, RULE, (2,), CHUNK, (params, None), held[0], np.array([n + 1], np.int32))
         return seen
 
-    return _milliseconds(once) / CHUNK
+    return once
 
 
 def _attention(config: Any, n: int, length: int) -> float:

@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 from orbax.checkpoint import multihost
 
-LONGER = 60  # seconds that JAX may take beyond our own limit, so that ours is the one that ends the wait
+LONGER = 60  # seconds that JAX may take beyond our own limit: its own aborts the process with a stack trace
 HEARTBEAT = 60  # seconds without a sign of life after which a process counts as gone
 STATUS = re.compile(r"(UNKNOWN|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|INTERNAL): ")  # how XLA's errors begin
 PATIENCE = 30 * 24 * 3600 * 1000  # milliseconds that a process waits for what process 0 finds out, from a judge, say
@@ -39,8 +39,8 @@ def start(distributed: bool, address: str | None, count: int | None, number: int
     """Join the other processes; must come before anything touches a device. Without any of the flags this is a process of its own.
 
     `address` (host:port of process 0), `count` and `number` belong together; with `distributed` alone JAX asks TPU metadata, SLURM,
-    MPI or Kubernetes. Raises ValueError for flags that cannot be, and where JAX finds or can start nothing. If the processes have not all
-    met after `timeout` seconds, this one ends with one message and exit code 2.
+    MPI or Kubernetes. Raises ValueError for flags that cannot be, where JAX finds or can start nothing, and if the processes have not
+    all met after `timeout` seconds.
     """
     _check(address, count, number, timeout)
     if not distributed and address is None:
@@ -55,10 +55,11 @@ def start(distributed: bool, address: str | None, count: int | None, number: int
     try:
         if number == 0 and address:
             _can_listen(int(address.rpartition(":")[2]))
-        with _at_most(timeout, message):
-            join = partial(jax.distributed.initialize, address, count, number, cluster_detection_method=found)
-            limits = {"heartbeat_timeout_seconds": HEARTBEAT, "shutdown_timeout_seconds": SHUTDOWN}
-            _waited(partial(join, initialization_timeout=int(timeout) + LONGER, **limits))
+        join = partial(jax.distributed.initialize, address, count, number, cluster_detection_method=found)
+        limits = {"heartbeat_timeout_seconds": HEARTBEAT, "shutdown_timeout_seconds": SHUTDOWN}
+        _waited(partial(join, initialization_timeout=int(timeout) + LONGER, **limits), timeout)
+    except TimeoutError as error:
+        raise ValueError(message) from error
     except (RuntimeError, ValueError, OSError) as error:
         raise ValueError(f"could not start as one of several processes: {_explained(error)}") from error
 
@@ -97,26 +98,6 @@ def _explained(error: Exception) -> str:
             "give --coordinator_address, --num_processes and --process_id"
         )
     return f"{error}{'; choose another port' if isinstance(error, OSError) else ''}"
-
-
-@contextmanager
-def _at_most(seconds: float, message: str) -> Iterator[None]:
-    """End the process with `message` if the block takes longer.
-
-    Not by an exception: the block waits in C++ code whose own time-out aborts the process with a stack trace.
-    """
-
-    def end() -> None:
-        print(f"error: {message}", file=sys.stderr, flush=True)
-        os._exit(2)
-
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def leads() -> bool:
@@ -194,8 +175,8 @@ def _meet() -> None:
     _waited(partial(multihost.get_barrier_sync_fn(), key=f"told-{next(_meetings)}", timeout_ms=PATIENCE))
 
 
-def _waited(wait: Callable[[], Told]) -> Told:
-    """What `wait()` gives: on a thread, for while this one waits in C++ code no signal would be noticed."""
+def _waited(wait: Callable[[], Told], seconds: float | None = None) -> Told:
+    """What `wait()` gives: on a thread, for while this one waits in C++ code no signal would be noticed. TimeoutError after `seconds`."""
     done = Future[Told]()
 
     def work() -> None:
@@ -205,7 +186,7 @@ def _waited(wait: Callable[[], Told]) -> Told:
             done.set_exception(error)
 
     threading.Thread(target=work, daemon=True).start()
-    return done.result()
+    return done.result(seconds)
 
 
 def _sent(data: bytes) -> bytes:

@@ -142,11 +142,11 @@ class Store:
         self.told(lambda: _seal_up(partial, stage, key, metrics, _about(time.monotonic() - began, self.how)))
 
     def _committed(self, partial: Path, stage: Stage) -> Artifact:
-        final = self.root / "stages" / partial.name
-        if self.find(stage) is None:
-            _commit(partial, final)
+        if (artifact := self.find(stage)) is None:
+            _commit(partial, final := self.root / "stages" / partial.name)
             self._verified.add(final)  # its bytes were hashed as they were written
-        assert (artifact := self.find(stage)) is not None
+            artifact = self.find(stage)
+        assert artifact is not None
         return artifact
 
     def _emptied(self, partial: Path) -> None:
