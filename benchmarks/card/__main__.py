@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("roofs", "numerics", "sft", "attention", "dpo", "evaluator", "gemma", "samples", "beam", "peer", "peer-gemma")
+PARTS = ("roofs", "numerics", "sft", "attention", "dpo", "evaluator", "gemma", "samples", "beam", "peer", "peer-gemma", "peer-dpo")
 SECONDS = 300  # a part at most
 
 

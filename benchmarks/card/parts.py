@@ -35,7 +35,7 @@ from ilr_jax.types import BRANCH
 
 EOS = 2
 SIZES = {
-    "card": Card("mistral-7b", "gemma-2b", 8, 1024, 32, 256, 250, 64, 256, (512, 1024, 2048), 8192, 2**30),
+    "card": Card("mistral-7b", "gemma-2b", 8, 1024, 32, 256, 1000, 64, 256, (512, 1024, 2048), 8192, 2**30),
     "tiny": Card("small", "tiny", 4, 64, 8, 8, 6, 4, 16, (64, 128), 512, 2**22),
 }
 
@@ -64,7 +64,7 @@ def numerics(card: Card) -> Rows:
     with described("cpu"):
         value, slopes = of(jax.devices("cpu")[0], "float32", "gemm", None)
     jax.clear_caches()  # what was traced for the CPU
-    ways = [("float32", "gemm", None), ("float32", "gemm", "highest"), *(("bfloat16", how, None) for how in ("gemm", "xla", "cudnn"))]
+    ways = [*(("bfloat16", how, None) for how in ("cudnn", "gemm", "xla")), ("float32", "gemm", None), ("float32", "gemm", "highest")]
     for dtype, how, precision in ways:
 
         def one(dtype: str = dtype, how: str = how, precision: str | None = precision) -> Row:
@@ -78,7 +78,7 @@ def numerics(card: Card) -> Rows:
 def attention(card: Card) -> Rows:
     """The ways to attend, forward and backward of one layer, packed rows of the same number of tokens in all, two branches in each row.
 
-    `error` is the distance of the gradients from those of `gemm`.
+    `error` is the distance of the gradients from those of `gemm`. Another first document has to leave the others' results bit-equal.
     """
     for name in (card.strong, card.weak):
         config = shape(name).config
@@ -98,15 +98,20 @@ def attention(card: Card) -> Rows:
             for how in ("gemm", "xla", "cudnn"):
 
                 def one(how: Any, q: Any, k: Any, v: Any, positions: Any, segments: Any, exact: list[np.ndarray]) -> Row:
-                    def loss(q: Any, k: Any, v: Any) -> Any:
+                    def out(q: Any, k: Any, v: Any) -> Any:
                         part = KeyValues(k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), positions, segments)
-                        return (attend(q, positions, segments, (part,), None, how).astype(jnp.float32) ** 2).sum()
+                        return attend(q, positions, segments, (part,), None, how)
 
+                    loss = lambda *given: (out(*given).astype(jnp.float32) ** 2).sum()
                     step = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, k, v).compile()
                     stats: Any = step.memory_analysis()
                     flat = np.concatenate([np.asarray(x, np.float64).ravel() for x in step(q, k, v)])
                     exact.append(flat)
                     error = float(np.linalg.norm(flat - exact[0]) / np.linalg.norm(exact[0]))
+                    first = segments == 1
+                    other, forward = (jnp.where(first[..., None, None], 2 * x, x) for x in (q, k, v)), jax.jit(out)
+                    if not (forward(q, k, v) == forward(*other))[~first].all():
+                        raise SystemExit(f"{how}: what the first document says changes what others attend to")
                     return {"seconds": seconds(lambda: step(q, k, v)), "temporaries": stats.temp_size_in_bytes, "error": error}
 
                 yield f"{name}, {rows} x {length}, {how}", attempt(partial(one, how, q, k, v, positions, segments, exact))
@@ -143,8 +148,9 @@ def samples(card: Card) -> Rows:
         yield f"draw, top-p {top_p}", {"seconds": seconds(lambda draw=draw: draw(logits, u))}
     held.clear()
     del blank, busy
-    mine = Ours(made, texts(card.prompts, config.vocab_size), 6, card.slots, params=params(made))
-    mine()
+    answering = lambda count: Ours(made, texts(count, config.vocab_size), 6, card.slots, params=params(made))
+    answering(card.prompts // 4)()  # compiles
+    mine = answering(card.prompts)
     start = time.perf_counter()
     useful = mine()
     took = time.perf_counter() - start
@@ -169,11 +175,11 @@ def beam(card: Card) -> Rows:
     yield "beam", {"requests": card.beams, "tokens": tokens, "seconds": took, "requests_per_second": card.beams / took, "peak": peak()}
 
 
-def of_peer(card: Card, name: str) -> Rows:
-    """The LoRA step of PyTorch, transformers and PEFT, given the very same weights."""
+def of_peer(kind: str, name: str, card: Card) -> Rows:
+    """Steps of PyTorch, transformers and PEFT, given the very same weights."""
     from benchmarks.card import peer  # which brings PyTorch along
 
-    yield from peer.steps(shape(name), card)
+    yield from {"sft": peer.sft, "dpo": peer.dpo}[kind](shape(name), card)
 
 
 RUN = {
@@ -186,8 +192,9 @@ RUN = {
     "gemma": training.gemma,
     "samples": samples,
     "beam": beam,
-    "peer": lambda card: of_peer(card, card.strong),
-    "peer-gemma": lambda card: of_peer(card, card.weak),
+    "peer": lambda card: of_peer("sft", card.strong, card),
+    "peer-gemma": lambda card: of_peer("sft", card.weak, card),
+    "peer-dpo": lambda card: of_peer("dpo", card.strong, card),
 }
 
 

@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ilr_jax.train.steps import Setup
 
 OPTIMIZER = OptimizerConfig("adamw", 1e-4, warmup=0.0, schedule="constant", clip=1.0)
 DTYPE = "bfloat16"
+BETA = 0.1  # of DPO
 MEMORY = 74e9  # bytes that a program may need, which an 80 GB card has
 REFUSED = re.compile("(?i)cudnn|RESOURCE_EXHAUSTED|out of memory|hidden dim|head dim")
 TRACES: Path | None = None  # where profiles and compiled programs are kept
@@ -159,24 +161,30 @@ def gemma(card: Card) -> Rows:
     yield from ways(card, card.weak, [("gemm", "dots", 1), ("gemm", "none", 4), ("cudnn", "dots", 1)])
 
 
-def dpo(card: Card) -> Rows:
-    """A step of preferences of GSM8K's lengths, packed; its reference is known."""
-    made = shape(card.strong)
-    data = texts(card.batch, made.config.vocab_size)
+def preferences(card: Card, config: Any) -> list[Preference]:
+    """Pairs of answers of GSM8K's lengths, with the reference's log-probabilities."""
+    data = texts(card.batch, config.vocab_size)
     other = [*data.answers[1:], data.answers[0]]
-    pairs = [Preference((q, a), (q, b), -90.0, -90.0) for q, a, b in zip(data.questions, data.answers, other, strict=True)]
-    tokens = float(sum(2 * len(q) + len(a) + len(b) for q, a, b in zip(data.questions, data.answers, other, strict=True)))
+    return [Preference((q, a), (q, b), -90.0, -90.0) for q, a, b in zip(data.questions, data.answers, other, strict=True)]
+
+
+def dpo_step(card: Card, name: str, attention: Any) -> Row:
+    """A step of packed preferences; a question counts with each of its answers in `tokens`, once in the work."""
+    made = shape(name)
+    pairs = preferences(card, made.config)
+    tokens = float(sum(len(question) + len(answer) for pair in pairs for question, answer in (pair.chosen, pair.rejected)))
     batch = batches.preferences(pairs, Epochs((len(pairs),), len(pairs), 1, 0), 0, 0, Packing(lora.even_length(made.config)))(0)
     work = flops.adapters(made.config, LORA) * float((batch.rows.segments > 0).sum())
+    step = steps.dpo_step(Setup(made.config, LORA, DTYPE, attention=attention, remat="dots", chunk=CHUNK), OPTIMIZER, BETA)
+    begin = state.init(made.adapters(), OPTIMIZER, [1000])
+    row = measured(f"dpo-{attention}", step, begin, params(made), batch, tokens, work)
+    return row | {"shape": batch.rows.tokens.shape, "filled": float((batch.rows.segments > 0).mean())}
+
+
+def dpo(card: Card) -> Rows:
+    """Adapters of the strong model, by preferences."""
     for attention in ("cudnn", "gemm"):
-
-        def one(attention: Any = attention) -> Row:
-            setup = Setup(made.config, LORA, DTYPE, attention=attention, remat="dots", chunk=CHUNK)
-            begin = state.init(made.adapters(), OPTIMIZER, [1000])
-            row = measured(f"dpo-{attention}", steps.dpo_step(setup, OPTIMIZER), begin, params(made), batch, tokens, work)
-            return row | {"shape": batch.rows.tokens.shape}
-
-        yield f"{len(pairs)} preferences, {attention}, remat dots", attempt(one)
+        yield f"{card.batch} preferences, {attention}, remat dots", attempt(partial(dpo_step, card, card.strong, attention))
 
 
 def evaluation(card: Card) -> Rows:
