@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help setup dev quickstart test exact bench bench-smoke lint format
+.PHONY: help setup dev quickstart test tpu exact bench bench-smoke lint format
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -22,6 +22,11 @@ help:  ## what there is
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(@F)]'
 	@touch $@
 
+.venv/libtpu: .venv/dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $@ \
+	  "$$($(BIN)/python -c 'from importlib import metadata as m; print(next(x for x in m.requires("jax") if "libtpu" in x).split(";")[0])')"
+	@touch $@
+
 setup: .venv/base  ## install the package into .venv
 
 dev: .venv/dev  ## install it with what tests and lint need
@@ -31,6 +36,9 @@ quickstart: .venv/base  ## the whole method on the embedded task: SFT, ILR, naiv
 
 test: .venv/dev  ## all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
+
+tpu: .venv/libtpu  ## tests that compile for TPUs, none of which need be there; apart from .venv, which would look for one at every start
+	PYTHONPATH=.venv/libtpu JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m tpu tests/test_plan.py tests/models/test_splash.py
 
 exact: .venv/dev  ## parity, cache and sampling on programs that are compiled as users get them
 	XLA_FLAGS=--xla_backend_optimization_level=3 $(BIN)/python -m pytest -n 2 --dist loadfile tests/models tests/sample

@@ -123,30 +123,28 @@ def test_time_is_cycles_and_what_is_sent_and_on_a_gpu_nothing_beats_the_peak():
     assert plan.expected(chips.H100, hlo.Cost(), 0.0, 2 * chips.H100.peak) == 2.0 and plan.expected(None, hlo.Cost(), 0.0, 0.0) is None
 
 
-def test_every_program_of_an_experiment_is_planned_for_emulated_devices(tmp_path):
-    """As a user does, in a process of its own, because the number of devices is fixed when JAX starts."""
-    command = [sys.executable, "-m", "ilr_jax.plan", *FLAGS, "--topology=h100:2x2", f"--json={tmp_path / 'plan.json'}"]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "COLUMNS": "150"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def planned(tmp_path, *flags):
+    """What a user is shown, and the file: in a process of its own, because the number of devices is fixed when JAX starts."""
+    command = [sys.executable, "-m", "ilr_jax.plan", *FLAGS, f"--json={tmp_path / 'plan.json'}", *flags]
+    env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "COLUMNS": "150", "TPU_SKIP_MDS_QUERY": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "plan.json").read_text())
+    return done.stdout, json.loads((tmp_path / "plan.json").read_text())
+
+
+def test_every_program_of_an_experiment_is_planned_for_emulated_devices(tmp_path):
+    said, found = planned(tmp_path, "--topology=h100:2x2")
     rows = {row["program"]: row for row in found["programs"]}
     assert list(rows)[:3] == ["weak SFT", "weak labels, sample", "evaluator's answers"] and list(rows)[-1] == "DPO" and len(rows) == 13
     sft, folds = rows["SFT"], rows["2 fold models"]
     assert (
         sft["mesh"] == {"data": 4, "fsdp": 1, "tensor": 1}
         and folds["flops"] == 2 * sft["flops"]
-        and "4 x h100" in done.stdout
-        and "at least" in done.stdout
+        and "4 x h100" in said
+        and "at least" in said
     )
     assert all(row["seconds"] > 0 and row["memory"] > row["arguments"] > 0 and not row["advice"] for row in rows.values())
-    assert sft["tokens"] == folds["tokens"] / 2 > 0 and all(row["output"] >= 0 for row in rows.values()) and "Mtokens" in done.stdout
+    assert sft["tokens"] == folds["tokens"] / 2 > 0 and all(row["output"] >= 0 for row in rows.values()) and "Mtokens" in said
     assert found["chip_hours"] == pytest.approx(sum(row["hours"] for row in rows.values()) * 4)
     _check_what_travels_and_what_is_donated(rows)
 
@@ -165,8 +163,17 @@ def _check_what_travels_and_what_is_donated(rows):
     assert all(row["output"] < 0.01 * row["arguments"] for row in rows.values())
 
 
+@pytest.mark.tpu
+def test_programs_are_planned_for_tpus_by_their_own_compiler(tmp_path):
+    pytest.importorskip("libtpu")
+    said, found = planned(tmp_path, "--topology=v5e:2x2", "--only=weak SFT", "--only=weak labels")
+    assert "4 x v5e" in said and [row["program"] for row in found["programs"]] == ["weak SFT", "weak labels, sample"]
+    assert all(0 < row["seconds"] < 1 and 0 < row["memory"] < 2**30 and not row["advice"] for row in found["programs"])
+
+
+@pytest.mark.tpu
 def test_the_tpu_compilers_estimates_of_a_product_and_of_a_sum_are_near_their_roofs(monkeypatch):
-    """The rule on a known case; only where the TPU compiler is installed (the extra 'tpu')."""
+    """The rule on a known case."""
     pytest.importorskip("libtpu")
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
     monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")

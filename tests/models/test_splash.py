@@ -85,8 +85,9 @@ def test_documents_of_a_row_know_nothing_of_each_other():
     assert (before[segments == 2] != after[segments == 2]).any()
 
 
+@pytest.mark.tpu
 def test_splash_compiles_for_several_tpus_and_its_products_are_counted(monkeypatch):
-    """Forward and backward, rows split over two devices and heads over two; only where the TPU compiler is installed."""
+    """Forward and backward, rows split over two devices and heads over two."""
     pytest.importorskip("libtpu")
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
     monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
