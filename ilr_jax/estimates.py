@@ -50,8 +50,8 @@ def differences(rows: Sequence[Row]) -> list[Row]:
 def cards(rows: Sequence[Row], audits: Sequence[Sequence[Audit]]) -> list[Row]:
     """The report card (`refine.card`) of each series' evaluator, on the comparisons of all rounds and seeds; `audits` are of the rows.
 
-    Besides the card's keys: `intervals`, of the shares in SHARES and of the calibration error, over seeds; None of one seed and of what is
-    of nothing. Runs that have not ended count as in `summarise`.
+    Besides the card's keys: `intervals`, of the shares in SHARES and of the calibration error, over seeds; of one seed over what a share is
+    of, the error has none; None of what is of nothing. Runs that have not ended count as in `summarise`.
     """
     made, audit_of = [], {id(row): audit for row, audit in zip(rows, audits, strict=True)}
     for name, group in _series(rows).items():
@@ -62,7 +62,7 @@ def cards(rows: Sequence[Row], audits: Sequence[Sequence[Audit]]) -> list[Row]:
             sampled += read_rows(Path(row["comparisons"]), Comparison) if row["comparisons"] else []
         if found := _card(*([x for part in parts for x in part] for parts in zip(*mine.values(), strict=True))):
             each = [own for parts in mine.values() if (own := _card(*parts))]
-            intervals = {share: _over_seeds([(own[share], own[of]) for own in each]) for share, of in SHARES.items()}
+            intervals = {share: interval([(own[share], own[of]) for own in each]) for share, of in SHARES.items()}
             intervals["calibration_error"] = _calibration(each)
             made.append({"series": name, **found, "intervals": intervals})
     return made
@@ -73,10 +73,10 @@ def _card(decided: Sequence[Audit], sampled: Sequence[Comparison]) -> Row | None
     return found and {**found, **replacements(decided)}
 
 
-def _over_seeds(told: Sequence[tuple[float | None, int | None]]) -> list[float] | None:
-    """The interval of a share, by what it is of each seed and of how many; None of one seed, and of nothing."""
+def interval(told: Sequence[tuple[float | None, int | None]]) -> list[float] | None:
+    """The interval of a share, by what it is of each seed and of how many: over seeds, of one over what it is of; None of nothing."""
     known = [(share * of, of) for share, of in told if share is not None and of]
-    if len(known) < 2:
+    if not known:
         return None
     estimate = metrics.bootstrap_share(*np.transpose(known), seed=0)
     return [estimate.low, estimate.high]
@@ -128,9 +128,10 @@ def _entry(name: str, rows: Sequence[Row], baseline: Sequence[Row] | None) -> Ro
         "difference": None if baseline is None or rows[0]["method"] == BASELINE else _difference(last, _last(baseline)),
         "label_accuracy_first": _mean(row["label_accuracy"] for row in first.values()),
         "label_accuracy_last": _mean(row["label_accuracy"] for row in last.values()),
-        "label_interval": _over_seeds([(row["label_accuracy"], 1) for row in last.values()]),
+        "label_interval": interval([(row["label_accuracy"], row["label_size"] if len(last) == 1 else 1) for row in last.values()]),
+        "label_size": max((row["label_size"] or 0 for row in last.values()), default=0) or None,
         "evaluator_accuracy": share,
-        "evaluator_interval": _over_seeds([_evaluated([row for row in rows if row["seed"] == seed]) for seed in last]),
+        "evaluator_interval": interval([_evaluated([row for row in rows if row["seed"] == seed]) for seed in last]),
         "evaluator_pairs": pairs,
         "replaced": sum(replaced) / len(last) if replaced else None,
     }

@@ -30,7 +30,7 @@ JUDGE = "judge"  # the role of a model that judges, and the stage that says who 
 
 
 def check(lab: Lab) -> None:
-    """Raise ValueError for what the task cannot give, for an endpoint that cannot be asked, and for comparisons that have no room."""
+    """Raise ValueError for what the task cannot give, and for comparisons that have no room."""
     c = lab.config
     if not lab.has_grader:
         _check_ungraded(lab)
@@ -42,10 +42,6 @@ def check(lab: Lab) -> None:
         model.check_comparisons(compared, c.decoding.max_new_tokens, lambda asked: model.tokenizer.comparisons(asked, None))
     if "model" in lab.comparers:
         judges.check(lab.bench, lab.model(JUDGE), compared)
-    if "endpoint" in lab.comparers:
-        lab.endpoint(JUDGE)
-    if likeness(lab) and c.embed.kind == "endpoint":
-        lab.endpoint("embed")
 
 
 def _check_ungraded(lab: Lab) -> None:
@@ -167,4 +163,4 @@ def agree(lab: Lab, a: Sequence[str], b: Sequence[str], examples: Sequence[Examp
 def likeness(lab: Lab) -> dict[str, str]:
     """What stands for the embedder in the names of stages; nothing where the task itself says what agrees."""
     c = lab.config.embed
-    return {} if lab.task.agree([], [], []) is not None else {"embed": embed.VERSION if c.kind == "local" else c.model}
+    return {"embed": embed.VERSION if c.kind == "local" else c.model} if lab.reads_likeness else {}

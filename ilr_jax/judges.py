@@ -12,14 +12,9 @@ from ilr_jax import batches, hosts, sharding
 from ilr_jax.progress import Progress
 from ilr_jax.refine.judge import ScoreFn
 from ilr_jax.roles import Ask, Model
-from ilr_jax.services.judge import LETTERS, Request3, question
+from ilr_jax.services.judge import LETTERS, Request3, text
 from ilr_jax.stages import Bench
 from ilr_jax.train import steps
-
-
-def text(prompt: str, a: str, b: str, seed: int) -> str:
-    """What the model is asked: the judge's rules and question, as one question."""
-    return "\n\n".join(question(prompt, a, b, seed))
 
 
 def _asker(bench: Bench, model: Model, room: int | None = 1) -> Ask:

@@ -59,6 +59,8 @@ class Lab:
         self.data = fingerprint([[e.id, e.prompt, e.reference, e.given, dict(e.tags)] for e in self.examples.values()])
         self._models: dict[tuple[str, str], Model] = {}
         self._endpoints: dict[str, Endpoint] = {}
+        for section in self._asked:  # before any model is fetched: a key may be missing
+            self.endpoint(section)
         models = {role: self.model(role).config for role in self.roles}
         self.bench.layouts = self.memory.layouts = layouts(config.sharding, models, self.bench.dtype)
         self.bench.store.how = self._how(models)
@@ -98,6 +100,17 @@ class Lab:
     def _graded(self) -> bool:
         return self.has_grader or not self.tests
 
+    @property
+    def reads_likeness(self) -> bool:
+        """Whether answers agree by likeness, as the task does not tell."""
+        return self.task.agree([], [], []) is None
+
+    @property
+    def _asked(self) -> list[str]:
+        """The sections of the config whose endpoint is asked."""
+        embeds = self.reads_likeness and self.config.embed.kind == "endpoint"
+        return ["judge"] * ("endpoint" in self.comparers) + ["embed"] * embeds
+
     def endpoint(self, section: str) -> Endpoint:
         """The endpoint of `judge` or `embed`; opened once, so that its budget is one."""
         if section not in self._endpoints:
@@ -119,8 +132,9 @@ class Lab:
         if "weak" in self.roles:
             self.model("weak").check_prompts([*self.d1, *self.d2], most)
             self.model("weak").check_prompts(self.tests)
-        self.model("strong").check_prompts(self.d2, most)
-        self.model("strong").check_prompts(self.tests)
+        if "strong" in self.roles:
+            self.model("strong").check_prompts(self.d2, most)
+            self.model("strong").check_prompts(self.tests)
         if seen := self.known_tests:
             message = "%d of %d test questions also stand in train; the first: %s"
             logging.getLogger(__name__).warning(message, len(seen), len(self.tests), ", ".join(seen[:5]))

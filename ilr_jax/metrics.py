@@ -51,12 +51,17 @@ def paired_difference(a: Shaped[Any, "*S N"], b: Shaped[Any, "*R M"], seed: int,
 def bootstrap_share(right: Shaped[Any, " S"], of: Shaped[Any, " R"], seed: int, n: int = 2000, level: float = 0.95) -> Estimate:
     """The `right` of all S runs over what they are `of`, with its interval from `n` resamples of whole runs.
 
-    Runs of different size weigh by it; resamples that are of nothing are left out. Raises ValueError if all are of nothing.
+    Runs of different size weigh by it; resamples that are of nothing are left out. Of one run, the things that it is of are resampled: of
+    things that are right or wrong, a binomial number is right. Raises ValueError if all are of nothing.
     """
     right, of = _checked(right), _checked(of)
     if right.shape != of.shape or of.sum() <= 0:
         raise ValueError(f"wanted what is right and what it is of for each run, got shapes {right.shape} and {of.shape}, of {of.sum():g}")
-    return bootstrap_gaps(right[:, None], of, seed, n, level)
+    if len(of) > 1:
+        return bootstrap_gaps(right[:, None], of, seed, n, level)
+    share, size = float(right[0] / of[0]), round(float(of[0]))
+    low, high = np.quantile(np.random.default_rng(seed).binomial(size, share, n) / size, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(share, float(low), float(high))
 
 
 def bootstrap_gaps(gaps: Shaped[Any, "S B"], of: Shaped[Any, " S"], seed: int, n: int = 2000, level: float = 0.95) -> Estimate:

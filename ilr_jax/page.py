@@ -35,7 +35,7 @@ CHARTS = {
     ("evaluator_accuracy", "round"): "Evaluator right, on the pairs it was asked",
     ("test_accuracy", "spent"): "Test accuracy by comparisons spent",
 }
-LEGEND = "[..] 95 % interval, of labels and evaluator over seeds; differences in points; –: does not apply, or not known"
+LEGEND = "[..] 95 % interval, of labels and evaluator over seeds, of one seed over labels or pairs; differences in points; –: unknown"
 ACROSS = {"round": "round", "spent": "comparisons spent"}
 OUTCOMES = {"agrees with the label": "agreed", "the proposal is empty": "no proposal", "not judged": "not asked"}  # else rejected
 MOST_ROWS = 20_000  # a page of more would be slow to open on a phone
@@ -72,14 +72,15 @@ def shares(found: Mapping[str, float] | None) -> str:
 def headline(entry: Row) -> list[str]:
     """A summary entry as the cells under HEADLINE."""
     of: Callable[[int | None], str] = lambda n: f" of {n:,}" if n else ""
-    difference, labels = entry["difference"], (entry["label_accuracy_first"], entry["label_accuracy_last"])
+    difference = entry["difference"]
+    known = [share for share in (entry["label_accuracy_first"], entry["label_accuracy_last"]) if share is not None]
     return [
         entry["series"] + ("" if entry["finished"] else " (unfinished)"),
         str(len(entry["seeds"])),
         str(entry["rounds"]),
         percent(entry["test_accuracy"]) + of(entry["test_size"]) + interval(entry["test_interval"]),
         f"{difference['mean'] * 100:+.1f}{interval(difference['interval'], '+')}" if difference else "–",
-        (" → ".join(dict.fromkeys(percent(share) for share in labels if share is not None)) or "–") + interval(entry["label_interval"]),
+        (" → ".join(dict.fromkeys(map(percent, known))) + of(entry["label_size"]) if known else "–") + interval(entry["label_interval"]),
         percent(entry["evaluator_accuracy"]) + of(entry["evaluator_pairs"]) + interval(entry["evaluator_interval"]),
         "–" if entry["replaced"] is None else f"{entry['replaced']:g}",
     ]
@@ -187,7 +188,7 @@ def browser_data(rows: Sequence[Row], audits: Sequence[Sequence[Any]]) -> tuple[
 
 
 def _decision(group: int, audit: Any, texts: dict[str, int]) -> list[Any]:
-    outcome = "accepted" if audit.accepted else OUTCOMES.get(audit.reason, "rejected")
+    outcome = ("accepted" if audit.after else "dropped") if audit.accepted else OUTCOMES.get(audit.reason, "rejected")
     words = (audit.example_id, audit.prompt, audit.before, audit.proposal, audit.reason, outcome)
     numbers = [audit.accept, audit.reject, audit.score, audit.threshold]
     known = [texts.setdefault(word, len(texts)) for word in words]
@@ -278,8 +279,8 @@ def _places(rows: Sequence[Row]) -> dict[str, int]:
 
 
 def _look(number: int) -> dict[str, str]:
-    """A series looks the same in every chart."""
-    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+    """A series looks the same in every chart, and like no other."""
+    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]}
 
 
 def _draw(axes: Any, number: int, name: str, points: Sequence[tuple[float, float, float, float]]) -> None:

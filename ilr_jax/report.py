@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ilr_jax import page, settings
-from ilr_jax.estimates import BASELINE, cards, differences, summarise
+from ilr_jax.estimates import BASELINE, cards, differences, interval, summarise
 from ilr_jax.files import encode, explained, flat, read_json, read_rows, without, write_bytes, write_csv
 from ilr_jax.types import Audit
 
@@ -27,10 +27,12 @@ FIELDS = (
     "findings",
     "supervisor_accuracy",
     "label_accuracy",
+    "label_size",
     "labels",
 )
 FIELDS += ("test_measure", "unanswered", "evaluator_accuracy", "evaluator_pairs", "agreed", "unread", "compared", "preferences", "replaced")
 FIELDS += ("threshold", "seconds", "training_flops")
+SHARES = {"label": "label_size", "evaluator": "evaluator_pairs"}  # of a round, with what they are of
 KEPT = ("audit", "comparisons", "answers")  # files that a row names
 
 Row = dict[str, Any]
@@ -114,11 +116,11 @@ def write(workdirs: Sequence[str | Path], out: str | Path | None = None) -> Path
 
 
 def _plain(row: Row) -> Row:
-    """The row with what is inside a field taken apart: the ends of the interval, what else was found of test answers."""
-    low, high = row["test_interval"] or (None, None)
+    """The row with what is inside a field taken apart: the ends of intervals, what else was found of test answers."""
+    intervals = [f"{what}_interval" for what in ("test", *SHARES)]
+    ends = {name.replace("interval", end): (row[name] or (None, None))[i] for name in intervals for i, end in enumerate(("low", "high"))}
     others = {f"findings.{name}": value for name, value in (row["findings"] or {}).items()}
-    left = {key: value for key, value in row.items() if key not in ("test_interval", "findings")}
-    return {**left, "test_low": low, "test_high": high, **others}
+    return {key: value for key, value in row.items() if key not in (*intervals, "findings")} | ends | others
 
 
 def _record(path: Path) -> Row:
@@ -134,6 +136,7 @@ def _rows(folder: str, name: str, run: Mapping[str, Any]) -> Iterator[Row]:
     for entry in run["rounds"]:
         flows, spent = entry.get("flows") or {}, spent + (entry.get("compared") or 0)
         row = head | {"round": entry["round"], "spent": spent} | {field: entry.get(field) for field in FIELDS}
+        row |= {f"{what}_interval": interval([(row[f"{what}_accuracy"], row[of])]) for what, of in SHARES.items()}
         row |= {flow: flows.get(flow) for flow in page.FLOWS}
         yield row | {file: entry.get(file) and os.path.join(folder, entry[file]) for file in KEPT}
 

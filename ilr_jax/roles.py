@@ -68,10 +68,13 @@ def comparers(config: Config, graded: bool) -> set[str]:
 
 
 def needed(config: Config, graded: bool) -> list[str]:
-    """The models of an experiment: given demonstrations need no supervisor, but where the evaluator learns from its answers."""
+    """The models of an experiment: given demonstrations need no supervisor, but where the evaluator learns from its answers.
+
+    The supervisors alone (`method=weak`) need no strong model.
+    """
     who = comparers(config, graded)
-    weak = "evaluator" in who or config.demos != "given"
-    return ["weak"] * weak + ["strong"] + ["evaluator"] * ("evaluator" in who) + ["judge"] * ("model" in who)
+    weak, strong = "evaluator" in who or config.demos != "given", {name.strip() for name in config.method.split(",")} != {"weak"}
+    return ["weak"] * weak + ["strong"] * strong + ["evaluator"] * ("evaluator" in who) + ["judge"] * ("model" in who)
 
 
 UNKNOWN_MEMORY = 16 * 2**30  # bytes of a device that does not say, such as a CPU

@@ -25,7 +25,18 @@ from ilr_jax.types import Answer, Artifact, Config, Label, Pair
 
 Round = Mapping[str, Any]
 BLANK = dict.fromkeys(
-    ("label_accuracy", "labels", "label_file", "evaluator_accuracy", "evaluator_pairs", "agreed", "unread", "compared", "preferences")
+    (
+        "label_accuracy",
+        "label_size",
+        "labels",
+        "label_file",
+        "evaluator_accuracy",
+        "evaluator_pairs",
+        "agreed",
+        "unread",
+        "compared",
+        "preferences",
+    )
     + ("replaced", "threshold", "flows", "audit", "comparisons", "supervisor_accuracy")
     + ("test_accuracy", "test_interval", "test_size", "test_right", "test_measure", "unanswered", "answers", "findings")
 )
@@ -235,7 +246,9 @@ def _row(lab: Lab, r: int, model: Artifact, tested: tuple[list[Answer], Artifact
         row["supervisor_accuracy"] = float(np.nanmean(_worth(lab, lab.test_supervisor()[0])))
     if labels is not None:
         grades = lab.grade_labels(lab.known(labels))
-        row |= {"label_accuracy": float(np.mean(grades)) if grades is not None and len(grades) else None, "labels": len(labels)}
+        row["labels"] = len(labels)
+        if grades is not None and len(grades):
+            row |= {"label_accuracy": float(np.mean(grades)), "label_size": len(grades)}
     return row
 
 

@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ilr_jax import estimates, main, report, settings
+from ilr_jax import estimates, interruption, main, report, settings
 from ilr_jax.files import explained, read_json, write_csv, write_json
 from ilr_jax.store import claim
 from ilr_jax.types import Config
@@ -79,23 +79,31 @@ class Job:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Run a sweep's command line, or continue it; returns the exit code: 1 if a run failed, 2 for what a user can put right at once."""
+    """Run a sweep's command line, or continue it; returns the exit code: 1 if a run failed, 2 for what a user can put right at once.
+
+    Ctrl-C and SIGTERM end the runs first: 130 and 143.
+    """
     options, flags = parser().parse_known_args(list(sys.argv[1:] if argv is None else argv))
     try:
-        base, workdir = main.config_of(flags)
-        if "://" in workdir:
-            raise ValueError(f"wanted a folder as workdir of a sweep, whose runs share stages by locks, got {workdir!r}")
-        jobs = plan(flags, base, Path(workdir), grid(options.grid), _seeds(options.seeds))
-        if options.jobs < 1:
-            raise ValueError(f"--jobs: wanted at least 1, got {options.jobs}")
-        failed = execute(jobs, options.jobs)
-        entries = collect(workdir)
-    except KeyboardInterrupt:
+        with interruption.listening():
+            return _run(options, flags)
+    except interruption.Interrupted as notice:
         print("stopped; the same command continues", file=sys.stderr)
-        return 130
+        return notice.code
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _run(options: argparse.Namespace, flags: list[str]) -> int:
+    base, workdir = main.config_of(flags)
+    if "://" in workdir:
+        raise ValueError(f"wanted a folder as workdir of a sweep, whose runs share stages by locks, got {workdir!r}")
+    jobs = plan(flags, base, Path(workdir), grid(options.grid), _seeds(options.seeds))
+    if options.jobs < 1:
+        raise ValueError(f"--jobs: wanted at least 1, got {options.jobs}")
+    failed = execute(jobs, options.jobs)
+    entries = collect(workdir)
     if entries:
         Console().print(table(entries))
         print(*(Path(workdir) / name for name in ("results.json", "results.csv")), sep="\n")

@@ -6,7 +6,15 @@ from pathlib import Path
 
 from ilr_jax.types import Audit, Comparison, Label
 
-BLANK = {"label_accuracy": None, "labels": None, "evaluator_accuracy": None, "evaluator_pairs": None, "agreed": None, "compared": None}
+BLANK = {
+    "label_accuracy": None,
+    "label_size": None,
+    "labels": None,
+    "evaluator_accuracy": None,
+    "evaluator_pairs": None,
+    "agreed": None,
+    "compared": None,
+}
 BLANK |= {"unread": None, "preferences": None, "label_file": None}
 BLANK |= {"replaced": None, "threshold": None, "flows": None, "audit": None, "comparisons": None, "answers": "stages/test-0/answers.jsonl"}
 BLANK |= {"seconds": 2.5, "training_flops": 1.5e12}
@@ -76,7 +84,7 @@ def make_workdir(workdir, seeds=(0,)):
         plus = seed / 100
         given = [decision(f"q{n}", 0, reason="the weak supervisor's answer", score=None, proposal="") for n in (1, 2, 3, 4)]
         file = write_refinement(workdir, f"first-labels-{seed}", given)["label_file"]
-        first = round_row(0, 0.50 + plus, label_accuracy=0.41, labels=4, label_file=file, supervisor_accuracy=0.432 + plus)
+        first = round_row(0, 0.50 + plus, label_accuracy=0.41, label_size=4, labels=4, label_file=file, supervisor_accuracy=0.432 + plus)
         write_run(workdir, "sft", [first], seed)
         write_run(workdir, "ilr", [first, *_refined_rounds(workdir, seed, plus)], seed)
         sampled = write_comparisons(workdir, f"preferences-{seed}")
@@ -96,7 +104,7 @@ def _refined_rounds(workdir, seed, plus):
     two[1] = decision("q2", 2, accepted=True, reason="score 0.8000 > threshold 0.6300", score=0.8)
     audits = [write_refinement(workdir, f"refine-{seed}{number}", audit) for number, audit in enumerate((one, two), 1)]
     flows = {"right_to_right": 0, "right_to_wrong": 0, "wrong_to_right": 1, "wrong_to_wrong": 0}
-    facts = {"labels": 4, "agreed": 1, "compared": 2, "replaced": 1, "threshold": 0.63, "flows": flows}
+    facts = {"labels": 4, "label_size": 4, "agreed": 1, "compared": 2, "replaced": 1, "threshold": 0.63, "flows": flows}
     for number, (accuracy, right, pairs) in enumerate([(0.55, 0.6, 10), (0.61, 0.8, 30)], 1):
         judged = {"evaluator_accuracy": right, "evaluator_pairs": pairs, "label_accuracy": 0.41 + number / 10}
         yield round_row(number, accuracy + plus, **facts, **judged, **audits[number - 1])

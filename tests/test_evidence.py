@@ -179,3 +179,11 @@ def test_what_the_results_say_stands_in_the_evidence():
     assert len(intervals) > 10 and [ends for ends in intervals if "[{},{}]".format(*ends) not in found] == []
     known = set(re.findall(r"\d+\.\d", found))
     assert [figure for figure in re.findall(r"(?<![\d.,=])\d+\.\d(?!\d)", part) if figure not in known] == []
+
+
+@pytest.mark.parametrize(("codes", "code"), [((130,), 130), ((1, 143), 143), ((0, 1), 1), ((0, 0), 0)])
+def test_a_signal_ends_all_sweeps_and_a_failure_does_not(monkeypatch, codes, code):
+    left = list(codes)
+    monkeypatch.setattr(evidence, "SECTIONS", SECTIONS)
+    monkeypatch.setattr(evidence.sweep, "run", lambda words: left.pop(0))
+    assert evidence.main(["run", "DIR"]) == code and not left

@@ -26,6 +26,18 @@ def test_a_command_parses_and_its_config_can_be_run(command, monkeypatch):
         assert settings.check(found) and workdir
 
 
+def test_all_rows_that_run_stands_for_share_a_folder_in_any_order(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    shared = [shlex.split(command)[2:] for command in COMMANDS if command.startswith(RUN)]
+    for words in (*shared, *shared[::-1]):
+        options, flags = sweep.parser().parse_known_args(
+            [f"--workdir={tmp_path}" if word.startswith("--workdir") else word for word in words]
+        )
+        base, workdir = main.config_of(flags)
+        assert sweep.plan(flags, base, Path(workdir), sweep.grid(options.grid), [0])
+    assert len(shared) > 15
+
+
 def test_the_document_has_the_authors_scripts_and_says_what_run_stands_for():
     assert f"`{RUN}`" in TEXT and len(COMMANDS) > 30
     assert len(set(re.findall(r"`([a-z-]+/[a-z0-9-]+\.sh)`", TEXT))) == 17  # those in parallel/ are the same experiments

@@ -162,6 +162,12 @@ def test_what_cannot_be_judged_is_refused_before_anything_runs(saferpaca, tiny_m
     assert not list(tmp_path.iterdir())
 
 
+def test_an_endpoint_without_its_key_is_told_before_a_model_is_fetched(saferpaca, tmp_path):
+    config = saferpaca(judge__kind="endpoint", judge__key_name="NO_SUCH_KEY", strong__model="no/such-model")
+    with pytest.raises(ValueError, match="environment variable NO_SUCH_KEY"):
+        rounds.run(config, tmp_path)
+
+
 def test_the_more_alike_half_agrees_where_the_task_reads_nothing(saferpaca, tmp_path):
     lab = Lab(saferpaca(), tmp_path)
     a, b = ["the cat sat", "yes", "a dog barks", "no"], ["a cat sat", "Paris", "dogs bark", "9"]

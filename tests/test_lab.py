@@ -167,6 +167,13 @@ def test_samples_are_drawn_at_the_temperature_of_their_purpose(lab, monkeypatch)
     assert (beams.length, beams.width, beams.max_new_tokens) == ("generated", 3, 7)
 
 
+def test_the_supervisors_alone_need_no_strong_model(tiny_config, tmp_path):
+    tiny_config.method, tiny_config.strong.model = "weak", "no/such-model"
+    lab = Lab(tiny_config, tmp_path)
+    lab.check()
+    assert lab.roles == ["weak", "evaluator"]
+
+
 @pytest.mark.parametrize("role", ("weak", "strong"))
 def test_a_role_is_trained_with_its_own_settings(tiny_config, tmp_path, monkeypatch, role):
     lab, section, c = Lab(tiny_config, tmp_path), tiny_config[role], tiny_config.sft

@@ -65,6 +65,8 @@ def test_a_share_is_that_of_all_and_its_interval_is_over_runs():
     share, low, high = bootstrap_share(np.array([10, 90, 50]), np.array([100, 100, 50]), seed=0)
     assert share == 0.6 and low == pytest.approx(0.1) and high == pytest.approx(1.0)
     assert bootstrap_share(np.array([3, 6, 9]), np.array([10, 20, 30]), seed=0) == pytest.approx((0.3, 0.3, 0.3))
+    share, low, high = bootstrap_share(np.array([30]), np.array([100]), seed=0)  # of one run, over the hundred
+    assert share == 0.3 and (low, high) == pytest.approx((0.3 - 0.09, 0.3 + 0.09), abs=0.011)
     assert bootstrap_share(np.array([0, 1]), np.array([0, 2]), seed=0) == (0.5, 0.5, 0.5)  # a run that is of nothing says nothing
     many = np.random.default_rng(0).binomial(100, 0.7, size=200)
     _, low, high = bootstrap_share(many, np.full(200, 100), seed=0)

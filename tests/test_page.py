@@ -1,6 +1,7 @@
 """The page shows what the report holds, and lets no label become markup."""
 
 import base64
+import dataclasses
 import hashlib
 import json
 import re
@@ -90,12 +91,13 @@ def test_each_chart_draws_its_own_field(workdir):
     assert len(set(looks.values())) == 3 and all(
         (looks["sft"] in svg) == ("sft" in names) for svg, names in zip(figures.values(), drawn, strict=True)
     )
+    assert len({tuple(page._look(number).values()) for number in range(64)}) == 64
     assert page.chart([], "test_accuracy") == "" == page.chart([], "test_accuracy", "spent")
 
 
 def test_the_evaluators_card_stands_in_the_page_where_one_was_asked(workdir):
     html = report.write([workdir]).read_text()
-    assert "Evaluator report card" in html and "<td>100.0% of 4</td>" in html
+    assert "Evaluator report card" in html and "<td>100.0% of 4 [100.0,100.0]</td>" in html
     assert re.search(r"<figcaption>Calibration</figcaption>.*?>score</text>.*?>ilr</text>", html, re.DOTALL)
     for method in ("ilr", "dpo"):
         (workdir / "runs" / f"{method}-seed0.json").unlink()
@@ -117,6 +119,12 @@ def test_browser_data_has_every_decision_once_and_each_text_once(workdir):
     assert [outcomes[f"q{n}", 1] for n in (1, 2, 3, 4)] == ["accepted", "rejected", "agreed", "no proposal"]
     assert outcomes["q1", 2] == "not asked" and data["groups"][named["q1", 2][0]] == ["ilr", 0, 2]
     assert named["q1", 1][7:] == [False, True, 0.9, 0.9, 0.9, 0.63] and named["q4", 1][7:] == [False, None, None, None, None, None]
+
+
+def test_a_label_that_was_dropped_is_not_said_to_be_the_proposal():
+    row = dataclasses.replace(decision("q1", 1, accepted=True), after="")
+    data, _ = page.browser_data([{"series": "ilr", "seed": 0, "round": 1}], [[row]])
+    assert data["texts"][data["rows"][0][6]] == "dropped"
 
 
 @pytest.mark.parametrize("standing, outcome", [("agrees", "agreed"), ("unread", "no proposal"), ("disagrees", "not asked")])

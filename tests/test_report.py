@@ -92,7 +92,7 @@ def test_several_seeds_give_mean_and_interval(tmp_path):
     assert ilr["replaced"] == 2
 
 
-def test_shares_have_intervals_over_seeds_and_none_of_one(tmp_path):
+def test_shares_have_intervals_over_seeds_and_of_one_over_what_they_are_of(tmp_path):
     make_workdir(tmp_path, seeds=(0, 1))
     record = read_json(tmp_path / "runs" / "ilr-seed1.json")
     for row in record["rounds"][1:]:
@@ -103,14 +103,16 @@ def test_shares_have_intervals_over_seeds_and_none_of_one(tmp_path):
     assert ilr["label_interval"] == pytest.approx([0.61, 0.9]) and ilr["evaluator_interval"] == pytest.approx([0.4, 0.75])
     assert card["recall"] == 4 / 7 and card["intervals"]["recall"] == pytest.approx([1 / 2, 2 / 3])
     assert "[40.0,75.0]" in page.headline(ilr)[6] and "57.1% of 7 [50.0,66.7]" in page.report_card(card)
-    assert page.report_card(card)[5] == "0.0% of 8 [0.0,0.0]" and page.report_card(card)[8] == "0.0% of 1"
+    assert page.report_card(card)[5] == "0.0% of 8 [0.0,0.0]" and page.report_card(card)[8] == "0.0% of 1 [0.0,0.0]"
     of_seed = [[row for row in rows if row["seed"] == seed] for seed in (0, 1)]
     errors = [row_of(estimates.cards(own, report.decisions(own)), series="ilr")["calibration_error"] for own in of_seed]
     assert card["intervals"]["calibration_error"] == pytest.approx(sorted(errors)) and errors[0] != errors[1]
     alone = [row for row in rows if row["seed"] == 0]
     ilr, card = (row_of(found, series="ilr") for found in (estimates.summarise(alone), estimates.cards(alone, report.decisions(alone))))
-    assert ilr["label_interval"] is ilr["evaluator_interval"] is card["intervals"]["recall"] is None
-    assert page.headline(ilr)[6] == "75.0% of 40" and "66.7% of 3" in page.report_card(card)
+    assert ilr["label_interval"] == [0.25, 1.0] and ilr["evaluator_interval"] == pytest.approx([0.75 - 0.15, 0.75 + 0.125])  # of 4, of 40
+    assert page.headline(ilr)[5] == "41.0% → 61.0% of 4 [25.0,100.0]" and page.headline(ilr)[6] == "75.0% of 40 [60.0,87.5]"
+    assert "66.7% of 3 [0.0,100.0]" in page.report_card(card) and card["intervals"]["calibration_error"] is None
+    assert row_of(alone, method="ilr", round=2)["evaluator_interval"] == pytest.approx([19 / 30, 28 / 30])
 
 
 def test_differences_are_paired_by_example_where_the_runs_tell(tmp_path):
@@ -205,9 +207,10 @@ def test_terminal_table(workdir):
     console.print(report.table(report.collect([workdir])))
     console.file.close()
     lines = console.export_text().splitlines()
-    (number,) = [number for number, line in enumerate(lines) if line.startswith("ilr ")]
+    number = next(number for number, line in enumerate(lines) if line.startswith("ilr "))
     assert lines[number].split() == ["ilr", "1", "2", "61.0%", "+11.0", "41.0%", "→", "75.0%", "2"]
-    assert lines[number + 1].split() == ["of", "500", "61.0%", "of", "40"] and lines[number + 2].split() == ["[57.0,65.0]"]
+    assert lines[number + 1].split() == ["of", "500", "61.0%", "of", "40"]
+    assert lines[number + 2].split() == ["[57.0,65.0]", "of", "4", "[60.0,87.5]"] and lines[number + 3].split() == ["[25.0,100.0]"]
     assert any("[red]odd" in line for line in lines)
 
 
@@ -275,7 +278,7 @@ def test_it_is_a_command_of_its_own(workdir, tmp_path):
 
 def test_the_page_tells_of_how_many_and_of_test_questions_in_train(workdir):
     text = report.write([workdir]).read_text()
-    assert "50.0% [46.0,54.0]</td><td>500</td>" in text and "41.0%</td><td>4</td>" in text and "also stand in train" not in text
+    assert "50.0% [46.0,54.0]</td><td>500</td>" in text and "41.0% [0.0,100.0]</td><td>4</td>" in text and "also stand in train" not in text
     path = workdir / "runs" / "sft-seed0.json"
     path.write_text(json.dumps(read_json(path) | {"tests_in_train": 7}))
     assert "<p>7 test questions also stand in train.</p>" in report.write([workdir]).read_text()

@@ -28,6 +28,10 @@ if (cores := workdir.parent.parent / "cores").exists():
     time.sleep(1)  # by then both are there
     with open(cores, "a") as file:
         print(*os.sched_getaffinity(0), file=file)
+if (workdir.parent.parent / "stop").exists():
+    (workdir.parent.parent / "stop").write_text(str(os.getpid()))
+    os.kill(os.getppid(), 15)
+    time.sleep(60)
 if alpha == 0.4 and not (workdir.parent.parent / "mended").exists():
     sys.exit("error: alpha 0.4 cannot be")
 write_run(workdir, "sft", [round_row(0, 0.5)], seed)
@@ -86,6 +90,17 @@ def test_what_is_finished_is_skipped_and_another_grid_adds_to_the_table(swept, t
     assert started == ["alpha=0.1 0", "alpha=0.1 1", "alpha=0.2 0", "alpha=0.2 1"] and "4 runs, 1 finished before" in said.out
     swept("--grid=folds=3")
     assert {p["point"] for p in read_json(tmp_path / "sweep" / "results.json")["points"]} == {"alpha=0.1", "alpha=0.2", "folds=3"}
+
+
+def test_a_signal_ends_the_runs_too_and_the_same_command_goes_on(swept, tmp_path):
+    (tmp_path / "sweep").mkdir()
+    (stop := tmp_path / "sweep" / "stop").touch()
+    code, said, started = swept("--seeds=0,1")
+    assert code == 143 and "the same command continues" in said.err and started == ["base 0"]
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(stop.read_text()), 0)
+    stop.unlink()
+    assert swept("--seeds=0,1")[0] == 0
 
 
 def test_a_failing_point_stops_no_other_and_is_told_with_its_log(swept, tmp_path):

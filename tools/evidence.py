@@ -83,7 +83,7 @@ Section = tuple[str, str, tuple[str, ...], Points]  # of SECTIONS, with its poin
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command line; the exit code is that of the first sweep that fails."""
+    """Run the command line; the exit code is that of the first sweep that fails, or that a signal ends, which ends all."""
     match argv:
         case ["write"]:
             write(DOCS)
@@ -91,8 +91,13 @@ def main(argv: Sequence[str]) -> int:
             add(DOCS, Path(folder))
             write(DOCS)
         case ["run", folder, *words]:
-            codes = [sweep.run([*command(methods, axes, folder), *words]) for _, methods, axes in SECTIONS]
-            return next((code for code in codes if code), 0)
+            failed = 0
+            for _, methods, axes in SECTIONS:
+                code = sweep.run([*command(methods, axes, folder), *words])
+                if code > 128:  # a signal
+                    return code
+                failed = failed or code
+            return failed
         case _:
             print(__doc__, file=sys.stderr)
             return 2

@@ -75,13 +75,13 @@ def replacements(audit: Sequence[Audit]) -> dict[str, Any]:
 
     - `accepts_wrong`: of the `right_labels` against a wrong proposal, those it would give up
     - `rejects_right`: of the `right_proposals` against a wrong label, those it would refuse
-    - `replaced`; `precision`: of the `replaced_known` among these, the accepted proposal is right
+    - `replaced`: accepted proposals; `precision`: of the `replaced_known` among these, which are now the label, the proposal is right
     - `recall`: of the `right_proposals`, those that were accepted
     """
     score, was, would, decisive = _columns(asked(audit))
     rows = [row for row in audit if row.score is not None]
     taken = np.array([row.accepted for row in rows], bool)
-    known = np.array([None not in (row.before_correct, row.proposal_correct) for row in rows], bool)
+    known = np.array([row.after == row.proposal and None not in (row.before_correct, row.proposal_correct) for row in rows], bool)
     return {
         "accepts_wrong": _mean(_likes(score)[decisive & was]),
         "right_labels": int((decisive & was).sum()),

@@ -42,9 +42,14 @@ def question(prompt: str, a: str, b: str, seed: int) -> tuple[str, str]:
     return RULES.replace("{code}", code), "\n\n".join([*blocks, ASKED])
 
 
+def text(prompt: str, a: str, b: str, seed: int) -> str:
+    """Rules and question as one: chat templates of Gemma and of early Mistral models know no turn of a system."""
+    return "\n\n".join(question(prompt, a, b, seed))
+
+
 def version() -> str:
     """Stands for the words of the prompt and for how a verdict is read."""
-    return hashlib.sha256(json.dumps([*question("q", "a", "b", 0), LEAST]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([text("q", "a", "b", 0), LEAST]).encode()).hexdigest()[:16]
 
 
 def probability(reply: Mapping[str, Any]) -> float | None:
@@ -82,10 +87,8 @@ def score_fn(endpoint: Endpoint, seed: int, top_logprobs: int, tolerated: float,
 
 
 def _body(request: Request3, seed: int, top_logprobs: int) -> dict[str, Any]:
-    rules, asked = question(*request, seed)
-    messages = [{"role": "system", "content": rules}, {"role": "user", "content": asked}]
     alternatives = {"logprobs": True, "top_logprobs": top_logprobs, "max_tokens": 1} if top_logprobs else {"max_tokens": WORDS}
-    return {"messages": messages, "temperature": 0, **alternatives}
+    return {"messages": [{"role": "user", "content": text(*request, seed)}], "temperature": 0, **alternatives}
 
 
 def _read(reply: Mapping[str, Any], n: int) -> list[Any]:

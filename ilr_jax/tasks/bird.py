@@ -57,7 +57,7 @@ class TextToSQL:
     def _examples(self, split: str, count: int | None) -> list[Example]:
         questions = birdfiles.read(self.folder, split, count)
         files = {name: _file(self.databases, name) for name in sorted({question.database for question in questions})}
-        sqlbox.checked(files.values())
+        sqlbox.checked(files.values(), f"the databases were looked for in {self.databases}; task.databases or {PATH} names another folder")
         schemas = {name: birdfiles.schema(path) for name, path in files.items()}
         tags = {name: {"database": name, "content": sqlbox.content(path)} for name, path in files.items()}
         return [

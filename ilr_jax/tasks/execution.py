@@ -24,7 +24,7 @@ class Execution:
     name: str
     task: TextToSQL
     form: str = "an SQL statement"
-    seen: dict[str, dict[str, str]] = field(default_factory=dict, compare=False, repr=False)  # tags, by the name of the database
+    seen: dict[str, dict[str, str] | str] = field(default_factory=dict, compare=False, repr=False)  # by database: tags, or its fault
 
     def grade(self, answers: Sequence[str], examples: Sequence[Example]) -> Bool[np.ndarray, " n"]:
         """Whether each answer is right; without a reference none is."""
@@ -49,9 +49,12 @@ class Execution:
                 f"wanted the name of a database in the column {COLUMN!r}, got {name!r}; task.columns='{COLUMN}=COLUMN' maps another"
             )
         if name not in self.seen:
-            (path,) = sqlbox.checked([birdfiles.find(self.task.databases, name)])
-            self.seen[name] = {"database": name, "content": sqlbox.content(path)}
-        return self.seen[name]
+            path = birdfiles.find(self.task.databases, name)
+            fault = sqlbox.fault_of(path)
+            self.seen[name] = f"{path}: {fault}" if fault else {"database": name, "content": sqlbox.content(path)}
+        if isinstance(found := self.seen[name], str):
+            raise ValueError(found)
+        return found
 
 
 def named(name: str, databases: str) -> Execution:

@@ -203,15 +203,16 @@ def _shared(crew: Sequence[Worker], queries: Sequence[Query]) -> list[Outcome | 
         return list(pool.map(ask, queries))
 
 
-def checked(paths: Collection[Path]) -> list[Path]:
-    """The paths, each of a whole SQLite database that nobody is writing to. ValueError that lists the others, with the reason."""
-    faults = [f"{path}: {fault}" for path in sorted(paths) if (fault := _fault(path))]
+def checked(paths: Collection[Path], hint: str = "") -> list[Path]:
+    """The paths, each of a whole SQLite database that nobody is writing to. ValueError that lists the others, with reasons, and `hint`."""
+    faults = [f"{path}: {fault}" for path in sorted(paths) if (fault := fault_of(path))]
     if faults:
-        raise ValueError("\n  ".join(["databases that cannot be used:", *faults]))
+        raise ValueError("\n  ".join(["databases that cannot be used:", *faults, *([hint] if hint else [])]))
     return sorted(paths)
 
 
-def _fault(path: Path) -> str:
+def fault_of(path: Path) -> str:
+    """Why the path is no whole SQLite database that nobody is writing to; empty if it is one."""
     if not path.is_file():
         return "wanted a SQLite database there, found no file; none is ever made up in its place"
     for beside in (path.with_name(path.name + end) for end in ("-wal", "-journal")):

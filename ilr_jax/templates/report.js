@@ -56,7 +56,8 @@
     const box = element("article");
     const accepted = row.outcome === "accepted";
     const answers = element("div", "answers");
-    answers.append(answer(accepted ? "Before" : "Label, kept", before, row.was, !accepted));
+    const label = accepted ? "Before" : row.outcome === "dropped" ? "Label, dropped" : "Label, kept";
+    answers.append(answer(label, before, row.was, label === "Label, kept"));
     answers.append(answer(accepted ? "After (the proposal)" : "Proposal", proposal, row.would, accepted));
     box.append(element("h3", "", `${row.outcome} · ${row.method} · seed ${row.seed} · round ${row.round} · ${id}`));
     box.append(element("p", "text", prompt), answers);

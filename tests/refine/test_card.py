@@ -73,6 +73,10 @@ def test_precision_and_recall_of_what_was_replaced():
     rows += [decided(0.4, 0.4, RIGHT), decided(0.9, 0.9, (None, None), accepted=True)]
     found = card(rows)
     assert (found["replaced"], found["replaced_known"], found["precision"], found["recall"]) == (4, 3, pytest.approx(2 / 3), 0.5)
+    dropped = card(
+        [replace(row, after="") if row.accepted else row for row in rows]
+    )  # as by the rule 'filter': no label has become another
+    assert (dropped["replaced"], dropped["replaced_known"], dropped["precision"], dropped["recall"]) == (4, 0, None, 0.5)
 
 
 def test_without_references_there_are_shares_of_the_comparisons_only():

@@ -99,7 +99,7 @@ def test_the_code_depends_on_texts_and_seed_only(monkeypatch):
 
 
 def likes(letter_of):
-    return lambda path, body: chat("", {letter: LOG(p) for letter, p in zip("AB", letter_of(body["messages"][1]["content"]), strict=True)})
+    return lambda path, body: chat("", {letter: LOG(p) for letter, p in zip("AB", letter_of(body["messages"][0]["content"]), strict=True)})
 
 
 def test_a_judge_asks_with_rules_and_reads_both_orders(tmp_path):
@@ -109,7 +109,7 @@ def test_a_judge_asks_with_rules_and_reads_both_orders(tmp_path):
         assert c is not None and (c.accept, c.reject) == (pytest.approx(0.6), pytest.approx(0.8))
         bodies = [body for _, body in api.asked]
         assert len(bodies) == 2 and all(b["temperature"] == 0 and b["max_tokens"] == 1 and b["top_logprobs"] == 20 for b in bodies)
-        assert all([m["role"] for m in b["messages"]] == ["system", "user"] for b in bodies)
+        assert all([m["role"] for m in b["messages"]] == ["user"] for b in bodies)
         judge.score_fn(endpoint, 0, 0, 0.0)([("q", "bad", "good")])
         assert api.asked[-1][1].keys() == {"model", "messages", "temperature", "max_tokens"}
 
@@ -131,7 +131,7 @@ NO_VERDICTS = {
 
 @pytest.mark.parametrize("odd", NO_VERDICTS.values(), ids=NO_VERDICTS)
 def test_no_verdict_is_no_score_and_not_one_half(tmp_path, odd):
-    reply = lambda path, body: odd if "strange" in body["messages"][1]["content"] else chat("A", {"A": 0.0})
+    reply = lambda path, body: odd if "strange" in body["messages"][0]["content"] else chat("A", {"A": 0.0})
     with serving(reply) as api, opened(api.url, tmp_path) as endpoint:
         score = judge.score_fn(endpoint, 0, 20, 0.5)
         found = symmetric_score(score, ["e", "f"], ["q", "strange"], ["x", "y"], ["z", "z"])

@@ -60,14 +60,15 @@ def test_a_database_that_was_written_to_is_another(tmp_path):
 
 
 def test_rows_without_a_database_that_can_be_used_are_told_all_together(tmp_path):
-    rows = [{**ROWS[0], "database": name} for name in (None, "../a", "c", "broken")] + [{**ROWS[0], "reference": "```sql\n```"}]
+    rows = [{**ROWS[0], "database": name} for name in (None, "../a", "c", "broken", "c")] + [{**ROWS[0], "reference": "```sql\n```"}]
     (tmp_path / "databases" / "broken").mkdir(parents=True)
     (tmp_path / "databases" / "broken" / "broken.sqlite").write_text("no database, but text")
-    with pytest.raises(ValueError, match="5 faults in 5 rows") as caught:
+    with pytest.raises(ValueError, match="6 faults in 6 rows") as caught:
         tasks.load(config(tmp_path, rows))
     lines = str(caught.value).splitlines()
     assert all("wanted the name of a database in the column 'database'" in line for line in lines[1:3])
-    assert "found no file" in lines[3] + lines[4] and "begins with b'no database" in str(caught.value)
+    assert "found no file" in lines[3] and lines[3].partition(": ")[2] == lines[5].partition(": ")[2] and len(lines) == 7
+    assert "begins with b'no database" in lines[4]
     assert "the grader 'sql' reads nothing in the reference" in lines[-1]
 
 
