@@ -70,7 +70,7 @@ def evaluator(lab: Lab) -> Artifact:
 
 def _graded_pairs(lab: Lab) -> list[Pair]:
     """Out of answers of the supervisor's snapshots, all sampled in one pass."""
-    n, name, how = lab.config.evaluator.checkpoints, "evaluator-answers", lab.sampled(lab.config.evaluator.temperature)
+    n, name, how = lab.config.evaluator.checkpoints, "evaluator-answers", lab.bench.sampled(lab.config.evaluator.temperature)
     sampled = answer(lab.bench, lab.model("weak"), name, [lab.d1] * n, how, lab.weak_supervisor(), SNAPSHOTS, purpose=name)
     answers = answers_of(sampled)
     grades = lab.right([a.text for a in answers], [lab.examples[a.example_id] for a in answers]).reshape(n, -1).T
@@ -80,7 +80,7 @@ def _graded_pairs(lab: Lab) -> list[Pair]:
 
 def _category_pairs(lab: Lab) -> list[Pair]:
     """Out of the answers of two models, fine-tuned on the general and on the safety references in one pass."""
-    weak, name, how = lab.model("weak"), "evaluator-answers", lab.sampled(lab.config.evaluator.temperature)
+    weak, name, how = lab.model("weak"), "evaluator-answers", lab.bench.sampled(lab.config.evaluator.temperature)
     of = {category: [e for e in lab.d1 if e.tags["category"] == category] for category in (pairs.GENERAL, pairs.SAFETY)}
     data = [[(e.prompt, reference(e)) for e in part] for part in of.values()]
     models = fine_tune(lab.bench, weak, lab.config.weak, "categories", data)

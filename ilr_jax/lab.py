@@ -17,8 +17,6 @@ from jaxtyping import Bool
 from ilr_jax import hosts, tasks
 from ilr_jax.refine import audit, split
 from ilr_jax.roles import Memory, Model, comparers, fingerprint, layouts, needed
-from ilr_jax.sample.beam import BeamSettings
-from ilr_jax.sample.rollout import SamplingSettings
 from ilr_jax.services.endpoint import Endpoint, opened
 from ilr_jax.stages import Bench, answer, answers_of, fine_tune
 from ilr_jax.store import Store
@@ -181,20 +179,6 @@ class Lab:
 
     # How answers are made.
 
-    def beam(self) -> BeamSettings:
-        """Beam search, as all test answers are made."""
-        c, compute = self.config.decoding, self.config.compute
-        return BeamSettings(c.max_new_tokens, c.beams, c.length_rule, prompts=compute.beam_batch, bucket=compute.bucket)
-
-    def sampled(self, temperature: float, n: int = 1) -> SamplingSettings:
-        """Sampling of `n` answers a question."""
-        c, compute = self.config.decoding, self.config.compute
-        return SamplingSettings(c.max_new_tokens, temperature, c.top_k or None, c.top_p, n, slots=compute.slots, bucket=compute.bucket)
-
-    def decoded(self, how: str, n: int = 1) -> BeamSettings | SamplingSettings:
-        """Beam search or `n` samples, as `decoding.labels` and `decoding.proposals` say."""
-        return self.beam() if how == "beam" else self.sampled(self.config.decoding.temperature, n)
-
     # The weak supervisor (paper section 4.1).
 
     def weak_supervisor(self) -> Artifact:
@@ -204,12 +188,12 @@ class Lab:
 
     def weak_labels(self) -> Artifact:
         """The weak supervisor's answers to the second half."""
-        name, how = "weak-labels", self.decoded(self.config.decoding.labels)
+        name, how = "weak-labels", self.bench.decoded(self.config.decoding.labels)
         return answer(self.bench, self.model("weak"), name, [self.d2], how, self.weak_supervisor(), purpose=name)
 
     def test_supervisor(self) -> tuple[list[Answer], Artifact]:
         """The weak supervisor's own answers to the test split, by beam search: what the strong model has to beat."""
-        artifact = answer(self.bench, self.model("weak"), "weak-test", [self.tests], self.beam(), self.weak_supervisor())
+        artifact = answer(self.bench, self.model("weak"), "weak-test", [self.tests], self.bench.beam(), self.weak_supervisor())
         return answers_of(artifact), artifact
 
     # Fine-tuning on labels, and the test split.
@@ -231,7 +215,7 @@ class Lab:
 
     def test(self, model: Artifact) -> tuple[list[Answer], Artifact]:
         """The strong model's answers to the test split, by beam search."""
-        artifact = answer(self.bench, self.model("strong"), "test", [self.tests], self.beam(), model)
+        artifact = answer(self.bench, self.model("strong"), "test", [self.tests], self.bench.beam(), model)
         return answers_of(artifact), artifact
 
     # What a round leaves behind.

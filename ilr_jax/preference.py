@@ -22,7 +22,7 @@ from ilr_jax.types import Artifact, Comparison, Example, Pair
 def prefer(lab: Lab, policy: Artifact, evaluator: Artifact | None, r: int) -> tuple[list[Pair], Facts]:
     """The round's preferences out of the policy's own samples, and what was asked: how much, how often rightly, and the file of it."""
     c = lab.config.dpo
-    how, purpose = lab.sampled(c.temperature, c.samples), f"dpo-samples-{r}"
+    how, purpose = lab.bench.sampled(c.temperature, c.samples), f"dpo-samples-{r}"
     sampled = answer(lab.bench, lab.model("strong"), "dpo-samples", [lab.d2], how, policy, purpose=purpose)
     answers = answers_of(sampled)
     texts = np.array([a.text for a in answers], object).reshape(len(lab.d2), c.samples).tolist()

@@ -29,7 +29,7 @@ def propose(lab: Lab, labels: Sequence[Label], r: int) -> list[list[Answer]]:
     strong, name = lab.model("strong"), "sft" if c.refine.proposer == "same" else "folds"  # trained on all labels it is the round's model
     models = fine_tune(lab.bench, strong, c.strong, name, data)
     groups = [[lab.examples[ids[i]] for i in asked] for _, asked in plan]
-    how = lab.decoded(c.decoding.proposals, c.refine.samples)
+    how = lab.bench.decoded(c.decoding.proposals, c.refine.samples)
     proposals = {i: [] for i in ids}
     for given in answers_of(answer(lab.bench, strong, "proposals", groups, how, models, purpose=f"proposals-{r}")):
         proposals[given.example_id].append(given)

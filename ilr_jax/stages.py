@@ -106,6 +106,20 @@ class Bench:
         """The optimiser of a role (`weak`, `strong`, `evaluator`, `dpo`)."""
         return OptimizerConfig(section.optimizer, section.learning_rate, warmup=self.config.sft.warmup)
 
+    def beam(self) -> BeamSettings:
+        """Beam search, as all test answers are made."""
+        c, compute = self.config.decoding, self.config.compute
+        return BeamSettings(c.max_new_tokens, c.beams, c.length_rule, prompts=compute.beam_batch, bucket=compute.bucket)
+
+    def sampled(self, temperature: float, n: int = 1) -> SamplingSettings:
+        """Sampling of `n` answers a question."""
+        c, compute = self.config.decoding, self.config.compute
+        return SamplingSettings(c.max_new_tokens, temperature, c.top_k or None, c.top_p, n, slots=compute.slots, bucket=compute.bucket)
+
+    def decoded(self, how: str, n: int = 1) -> BeamSettings | SamplingSettings:
+        """Beam search or `n` samples, as `decoding.labels` and `decoding.proposals` say."""
+        return self.beam() if how == "beam" else self.sampled(self.config.decoding.temperature, n)
+
     def packing(self, model: Model, adapters: int = 1) -> Packing:
         """How training rows of `model` are laid out, for each of its `adapters`."""
         return Packing(lora.even_length(model.config), self._multiple(adapters))

@@ -89,7 +89,9 @@ def test_each_round_draws_its_own_samples_and_beams_are_shared(tiny_config, tmp_
         preference.prefer(lab, policy, None, r)
     first, second = ({request.id for request in requests} for requests in asked)
     assert len(first) == len(second) == len(lab.d2) and not first & second and max(first | second) >= 2**28
-    assert lab.test(policy)[1] == stages.answer(lab.bench, lab.model("strong"), "test", [lab.tests], lab.beam(), policy, purpose="other")
+    assert lab.test(policy)[1] == stages.answer(
+        lab.bench, lab.model("strong"), "test", [lab.tests], lab.bench.beam(), policy, purpose="other"
+    )
 
 
 def test_oracle_feedback_and_correct_demonstrations(tiny_config, tmp_path, monkeypatch):

@@ -248,6 +248,7 @@ def test_a_program_that_the_tpu_compiler_refuses_is_a_row_with_what_it_wants():
 
     class Refused:
         stage, times, tokens, flops, field, beside, trains = "SFT", 1, 1, 1.0, "compute.microbatches", 2**30, True
+        arguments = lambda self: 12 * 2**30
 
         def lower(self):
             raise RuntimeError(
@@ -256,6 +257,7 @@ def test_a_program_that_the_tpu_compiler_refuses_is_a_row_with_what_it_wants():
 
     row = plan._row(Refused(), chips.TPUS["v5e"], None, 1)
     assert row["memory"] == 30.5 * 2**30 and "needs 14.8 GiB more" in row["advice"] and row["hours"] is None
+    assert "raise sharding.fsdp" in row["advice"] and row["arguments"] == 12 * 2**30
 
 
 @pytest.mark.parametrize("text", ["v5e", "v5e:", "v9:2x2", "v4:2x2x1", "cpu:0", "cpu:\u00b2", "v5e:2xq", "v5p:2x-2"])

@@ -8,6 +8,8 @@ import pytest
 from ilr_jax import main, roles
 from ilr_jax.models import config as model_config
 from ilr_jax.plan.programs import Load, Planned
+from ilr_jax.sample import rollout
+from ilr_jax.sample.generate import merges
 from ilr_jax.stages import Bench
 from ilr_jax.store import Store
 
@@ -53,7 +55,7 @@ def test_a_base_stays_beside_its_merged_copy_and_where_there_is_no_room_for_both
         and tight["test, beam"] == 0
     )
     assert roomy["comparisons"] == tight["comparisons"] == sizes["strong"] and roomy["proposals, beam"] == 0
-    arguments = lambda memory: len(jax.tree.leaves(planned(memory)._decoder("strong", 1)))
+    arguments = lambda memory: len(jax.tree.leaves(planned(memory)._decoder("strong", 1, planned(memory).bench.beam())))
     assert arguments(4 * sizes["strong"] - 1) == arguments(4 * sizes["strong"]) + 2 * len(planned(0.0).bench.lora.modules)
 
 
@@ -66,3 +68,27 @@ def test_only_what_the_experiment_runs_is_planned():
     assert [p.stage for p in found] == ["SFT", "2 fold models", "prefill of proposals", "proposals, beam", *after]
     (judge,) = (p for p in found if p.stage == after[0])
     assert judge.times == -(-2 * 400 * config.rounds // config.compute.score_batch) and judge.lower().as_text().count("\n") > 100
+
+
+def test_sampled_proposals_are_planned_as_they_are_drawn():
+    """A prompt is read once for its samples, by sampling's own programs, with the config's temperature and top-p."""
+    flags = ["--config.decoding.proposals=sample", "--config.refine.samples=4", "--config.decoding.top_p=0.9", "--config.method=ilr"]
+    config, _ = main.config_of(["--config=configs/quickstart.py", "--workdir=plan", *flags])
+    models = {role: roles.config_of(config[role].model) for role in roles.needed(config, graded=True)}
+    found = {p.stage: p for p in Planned(Bench(Store("plan"), config), models, Load(800, 400, 64, 32, 96), jax.devices()).programs()}
+    prefill, proposals = found["prefill of proposals"], found["proposals, sample"]
+    assert prefill.function is rollout.admit and proposals.function is rollout.advance
+    assert proposals.given()[1] == (config.decoding.temperature, None, 0.9)
+    rows, slots = prefill.tokens // 64, config.compute.slots
+    assert rows == max(slots // 2 // 4 // 8, 1) * 2 and prefill.times == -(-400 * config.rounds // rows)
+    assert "admit" in prefill.lower().as_text()
+
+
+def test_several_adapters_are_merged_where_decoding_them_does():
+    config, _ = main.config_of(["--config=configs/quickstart.py", "--workdir=plan"])
+    models = {role: roles.config_of(config[role].model) for role in roles.needed(config, graded=True)}
+    made = Planned(Bench(Store("plan"), config), models, Load(800, 400, 64, 32, 96), jax.devices())
+    how = made.bench.beam()
+    (kernels, beside), merged = made._decoder("strong", 2, how), merges(models["strong"], made.bench.lora, 2, how, None)
+    assert merged == (beside is None) == (kernels["layers"]["q_proj"]["kernel"].shape[1] == 2)
+    assert made._decoder("strong", 2, replace(how, prompts=10**6))[1] is None  # many rows: adapters beside cost more than copies

@@ -206,8 +206,9 @@ def _row(program: Any, chip: Chip | None, layout: Any, count: int) -> Row:
         if wants is None:
             raise
         memory = float(wants[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[wants[2]]
-        nothing = dict.fromkeys(("moved", "sent", "cycles", "collectives", "arguments", "temporaries", "output", "seconds", "mfu", "hours"))
+        nothing = dict.fromkeys(("moved", "sent", "cycles", "collectives", "temporaries", "output", "seconds", "mfu", "hours"))
         row = head | nothing | {"memory": memory + program.beside, "compile_seconds": time.monotonic() - begun}
+        row["arguments"] = program.arguments()
         return row | {"advice": advice(row, program)}
     took = time.monotonic() - begun
     stats, cost = compiled.memory_analysis(), hlo.read(compiled.as_text())
@@ -249,7 +250,7 @@ def advice(row: Row, program: Any) -> str:
     if row["has"] is None or row["memory"] <= row["has"]:
         return ""
     over = f"needs {(row['memory'] - row['has']) / 2**30:.1f} GiB more than a device has"
-    if (row["arguments"] or 0) > 0.6 * row["has"]:
+    if row["arguments"] > 0.6 * row["has"]:
         return f"{over}; its weights and state take most: raise sharding.fsdp or sharding.tensor, or use more devices"
     less = {"compute.microbatches": "raise compute.microbatches, or set compute.remat=full if it is not"}
     return f"{over}; its activations or cache take most: {less.get(program.field, f'lower {program.field}')}"

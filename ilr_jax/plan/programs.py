@@ -20,13 +20,16 @@ from ilr_jax.plan.counts import counted
 from ilr_jax.sample import beam, rollout, slots
 from ilr_jax.sample.beam import BeamSettings
 from ilr_jax.sample.engine import PREFILLS
-from ilr_jax.sample.requests import prompt_rows
+from ilr_jax.sample.generate import merges
+from ilr_jax.sample.requests import padded, prompt_rows
 from ilr_jax.sample.rollout import SamplingSettings
 from ilr_jax.sample.slots import Compute, Fill
 from ilr_jax.services.judge import LETTERS
 from ilr_jax.sharding import Layout
 from ilr_jax.stages import Bench
 from ilr_jax.train import state, steps
+
+Decoding = SamplingSettings | BeamSettings
 
 
 @dataclass(frozen=True)
@@ -56,19 +59,28 @@ class Load:
 
 @dataclass(frozen=True)
 class Program:
-    """One compiled program: `lower()` prepares it, it runs `times` times in all, each on `tokens` and with `flops` in matrix products.
+    """One compiled program: `function` of `given()`, which runs `times` times in all, each on `tokens` and with `flops` in matrix products.
 
     `field` is what to lower or raise in the config where it does not fit; `beside` are bytes of a device that its stage holds beside it.
     """
 
     stage: str
-    lower: Callable[[], Any]
+    function: Any
+    given: Callable[[], tuple[Any, ...]]
     times: int
     tokens: int
     flops: float
     trains: bool
     field: str
     beside: int = 0
+
+    def lower(self) -> Any:
+        """Ready to be compiled."""
+        return self.function.lower(*self.given())
+
+    def arguments(self) -> int:
+        """Bytes of a device that its arguments take."""
+        return slots.bytes_here([x for x in jax.tree.leaves(self.given()) if isinstance(x, jax.ShapeDtypeStruct)])
 
 
 @dataclass(frozen=True)
@@ -93,22 +105,27 @@ class Planned:
         """
         c, load = self.bench.config, self.load
         n = counted(c, load.examples, load.tests, self.graded)
-        answers = {"beam": self._beam, "sample": self._sample}
-        labels, proposals = c.decoding.labels, c.decoding.proposals
+        bench, d = self.bench, c.decoding
         k = 1 if c.refine.proposer == "same" else c.folds
+        labels, proposals, drawn = (
+            bench.decoded(d.labels),
+            bench.decoded(d.proposals, c.refine.samples),
+            bench.sampled(c.evaluator.temperature),
+        )
+        policy = bench.sampled(c.dpo.temperature, c.dpo.samples)
         made: tuple[tuple[int, Callable[[int], Program]], ...] = (
             (n.weak, lambda times: self._sft("weak SFT", "weak", 1, times)),
-            (n.weak_labels, lambda asked: answers[labels](f"weak labels, {labels}", "weak", 1, asked)),
-            (n.evaluator_answers, lambda asked: self._sample("evaluator's answers", "weak", c.evaluator.checkpoints, asked)),
+            (n.weak_labels, lambda asked: self._answers(f"weak labels, {d.labels}", "weak", 1, labels, asked)),
+            (n.evaluator_answers, lambda asked: self._answers("evaluator's answers", "weak", c.evaluator.checkpoints, drawn, asked)),
             (n.evaluator, self._evaluator),
             (n.sft, lambda times: self._sft("SFT", "strong", 1, times)),
             (n.folds, lambda times: self._sft(f"{k} fold models", "strong", k, times)),
-            (n.proposals, lambda asked: self._prefill("prefill of proposals", "strong", k, asked)),
-            (n.proposals, lambda asked: answers[proposals](f"proposals, {proposals}", "strong", k, asked)),
+            (n.proposals, lambda asked: self._prefill("prefill of proposals", "strong", k, proposals, asked)),
+            (n.proposals, lambda asked: self._answers(f"proposals, {d.proposals}", "strong", k, proposals, asked)),
             (n.compared, lambda asked: self._score("comparisons", 2 * asked)),
             (n.judged, lambda asked: self._judge("the judge's comparisons", 2 * asked)),
-            (n.tests, lambda asked: self._beam("test, beam", "strong", 1, asked)),
-            (n.dpo_samples, lambda asked: self._sample("DPO's samples", "strong", 1, asked)),
+            (n.tests, lambda asked: self._answers("test, beam", "strong", 1, bench.beam(), asked)),
+            (n.dpo_samples, lambda asked: self._answers("DPO's samples", "strong", 1, policy, asked)),
             (n.dpo_reference, lambda asked: self._reference("DPO's reference", asked)),
             (n.dpo, self._dpo),
         )
@@ -152,9 +169,9 @@ class Planned:
         batch = batches.documents([[sample] * per_row] * rows, 0, "sequence", load.length, batches.bucket(per_row * load.answer))
         tree = {"adapters": self._adapters(role, k)}
         step: Any = steps.sft_step(self._setup(role, True), self.bench.optimizer(c[role]))
-        lower = lambda: step.lower(self._state(role, tree, c[role]), self._params(role), self._rows(batch))
+        given = lambda: (self._state(role, tree, c[role]), self._params(role), self._rows(batch))
         work = float(flops.adapters(self.models[role], self.bench.lora) * rows * load.length)
-        return Program(stage, lower, times, rows * load.length, work, True, "compute.microbatches")
+        return Program(stage, step, given, times, rows * load.length, work, True, "compute.microbatches")
 
     def _dpo(self, times: int) -> Program:
         c, load, role = self.bench.config, self.load, "strong"
@@ -165,9 +182,9 @@ class Planned:
         pairs = [[Preference(side, side, 0.0, 0.0)] * per_row] * rows
         batch = batches.pair_rows(pairs, 0, length, batches.bucket(2 * per_row * load.answer), per_row)
         step: Any = steps.dpo_step(self._setup(role, True), self.bench.optimizer(c.dpo), c.dpo.beta, c.dpo.loss, c.dpo.smoothing)
-        lower = lambda: step.lower(self._state(role, {"adapters": self._adapters(role, 1)}, c.dpo), self._params(role), self._rows(batch))
+        given = lambda: (self._state(role, {"adapters": self._adapters(role, 1)}, c.dpo), self._params(role), self._rows(batch))
         work = float(flops.adapters(self.models[role], self.bench.lora) * rows * length)
-        return Program("DPO", lower, times, rows * length, work, True, "compute.microbatches")
+        return Program("DPO", step, given, times, rows * length, work, True, "compute.microbatches")
 
     def _classifier(self) -> Any:
         return jax.eval_shape(evaluator.initial, decoder.abstract(self.models["evaluator"]), jax.random.key(0))
@@ -179,11 +196,13 @@ class Planned:
         data = [([0] * length, 0)] * rows
         batch = batches.classes(data, Epochs((rows,), rows, 1, 0), 0, batches.Packing())(0)
         step: Any = steps.evaluator_step(self._setup(role, False), self.bench.optimizer(c.evaluator))
-        lower = lambda: step.lower(self._state(role, self._classifier(), c.evaluator), {}, self._rows(batch))
+        given = lambda: (self._state(role, self._classifier(), c.evaluator), {}, self._rows(batch))
         size = rows * batch.rows.tokens.shape[1]
         best = slots.bytes_here(self._weights(role, self._classifier()))
         work = float(flops.classifier(self.models[role]) * size)
-        return Program("evaluator", lower, times, size, work, True, "compute.microbatches", best)  # early stopping keeps the best weights
+        return Program(
+            "evaluator", step, given, times, size, work, True, "compute.microbatches", best
+        )  # early stopping keeps the best weights
 
     # Scoring and decoding.
 
@@ -192,18 +211,18 @@ class Planned:
         n = self.bench.rows(self.bench.config.compute.score_batch)
         batch = next(iter(batches.scoring([([0] * load.comparison, 0)] * n, n, 0)))[1]
         run: Any = steps.class_probabilities(self._setup(role, False))
-        lower = lambda: run.lower(self._weights(role, self._classifier()), {}, self._rows(batch))
+        given = lambda: (self._weights(role, self._classifier()), {}, self._rows(batch))
         work = float(flops.FORWARD * flops.layers(self.models[role]) * batch.rows.tokens.size)
         base = slots.bytes_here(self._params("strong"))  # stays for the next training
-        return Program(stage, lower, -(-requests // n), batch.rows.tokens.size, work, False, "compute.score_batch", base)
+        return Program(stage, run, given, -(-requests // n), batch.rows.tokens.size, work, False, "compute.score_batch", base)
 
     def _judge(self, stage: str, requests: int) -> Program:
         load, role = self.load, "judge"
         n = self.bench.rows(self.bench.config.compute.score_batch)
         batch = next(iter(batches.options([[0] * load.comparison] * n, [0] * len(LETTERS), n, 0)))[1]
         run: Any = steps.token_log_probs(self._setup(role, False))
-        lower = lambda: run.lower({}, self._params(role), self._rows(batch))
-        return self._read(stage, role, lower, -(-requests // n), batch.rows.tokens.size, "compute.score_batch")
+        given = lambda: ({}, self._params(role), self._rows(batch))
+        return self._read(stage, role, run, given, -(-requests // n), batch.rows.tokens.size, "compute.score_batch")
 
     def _reference(self, stage: str, requests: int) -> Program:
         c, load, role = self.bench.config, self.load, "strong"
@@ -211,18 +230,19 @@ class Planned:
         samples = [([0] * load.prompt, [0] * load.answer)] * n
         batch = next(iter(batches.likelihoods(samples, n, 0, c.sft.max_length)))[1]
         run: Any = steps.sequence_log_probs(self._setup(role, True))
-        lower = lambda: run.lower(self._weights(role, {"adapters": self._adapters(role, 1)}), self._params(role), self._rows(batch))
-        return self._read(stage, role, lower, -(-requests // n), batch.rows.tokens.size, "compute.score_batch")
+        given = lambda: (self._weights(role, {"adapters": self._adapters(role, 1)}), self._params(role), self._rows(batch))
+        return self._read(stage, role, run, given, -(-requests // n), batch.rows.tokens.size, "compute.score_batch")
 
     def _compute(self, role: str) -> Compute:
         return Compute(self.models[role], self.bench.dtype, self.bench.attention(self.models[role]), self._layout(role))
 
-    def _decoder(self, role: str, k: int) -> tuple[Any, Any]:
-        """Weights as decoding has them: one adapter is merged where there is room for it."""
-        if k == 1 and slots.has_room_for(self._params(role), 1, self.memory):
-            return self._params(role), None
-        prepared = jax.eval_shape(lambda tree: lora.prepare(tree, self.bench.lora, self.bench.dtype), self._adapters(role, k))
-        return self._params(role), self._weights(role, prepared)
+    def _decoder(self, role: str, k: int, how: Decoding) -> tuple[Any, Any]:
+        """Weights as decoding has them: adapters are merged where that is faster and there is room for it."""
+        params, adapters, made = self._params(role), self._adapters(role, k), self.bench.lora
+        if merges(self.models[role], made, k, how, self._layout(role)) and slots.has_room_for(params, k, self.memory):
+            copies = params if k == 1 else jax.eval_shape(lambda p, a: lora.merge(p, a, made, None), params, adapters)
+            return self._weights(role, copies), None
+        return params, self._weights(role, jax.eval_shape(lambda tree: lora.prepare(tree, made, self.bench.dtype), adapters))
 
     def _beside(self, role: str, weights: tuple[Any, Any]) -> int:
         """Bytes of the base that stays in memory beside merged weights."""
@@ -231,44 +251,43 @@ class Planned:
     def _split(self, role: str, tree: Any) -> Any:
         return jax.tree.map(lambda x: self._placed(self._layout(role), x, *slots.axes(x.ndim)), tree)
 
-    def _slots(self, most: int, k: int) -> int:
-        multiple = sharding.row_multiple(self.bench.layout, k)
-        return k * (-(-max(most // k, 1) // multiple) * multiple)
-
-    def _read(self, stage: str, role: str, lower: Callable[[], Any], times: int, tokens: int, field: str, beside: int = 0) -> Program:
+    def _read(
+        self, stage: str, role: str, function: Any, given: Callable[[], tuple], times: int, tokens: int, field: str, beside: int = 0
+    ) -> Program:
         """A program that reads or writes so many tokens each time."""
         config = self.models[role]
         work = float(flops.FORWARD * tokens * (flops.layers(config) + config.hidden_size * config.vocab_size))
-        return Program(stage, lower, times, tokens, work, False, field, beside)
+        return Program(stage, function, given, times, tokens, work, False, field, beside)
 
-    def _sample(self, stage: str, role: str, k: int, requests: int) -> Program:
-        c, load = self.bench.config, self.load
-        compute, weights, n = self._compute(role), self._decoder(role, k), self._slots(c.compute.slots, k)
-        how = SamplingSettings(c.decoding.max_new_tokens, slots=c.compute.slots)
-        blank = jax.eval_shape(lambda: rollout.blank(compute, n, batches.bucket(load.prompt), how.max_new_tokens))
-        wanted = np.ones(k, np.int32)
-        lower = lambda: rollout.advance.lower(compute, how.rule, (0,), how.chunk, weights, self._split(role, blank), wanted)
-        chunks = -(-requests * load.answer // (n * how.chunk))
-        return self._read(stage, role, lower, chunks, n * how.chunk, "compute.slots", self._beside(role, weights))
+    def _slots(self, role: str, k: int, how: Decoding) -> tuple[int, Any]:
+        """How many answers are under way, and the state of decoding them."""
+        multiple, compute, length = sharding.row_multiple(self.bench.layout, k), self._compute(role), padded(self.load.prompt, how.bucket)
+        n = k * (-(-max((how.slots if isinstance(how, SamplingSettings) else how.prompts) // k, 1) // multiple) * multiple)
+        if isinstance(how, SamplingSettings):
+            return n, self._split(role, jax.eval_shape(lambda: rollout.blank(compute, n, length, how.max_new_tokens)))
+        return n, self._split(role, jax.eval_shape(lambda: beam.blank(compute, how, n, length)))
 
-    def _beam(self, stage: str, role: str, k: int, requests: int) -> Program:
-        c, load = self.bench.config, self.load
-        compute, weights, n = self._compute(role), self._decoder(role, k), self._slots(c.compute.beam_batch, k)
-        how = BeamSettings(c.decoding.max_new_tokens, c.decoding.beams, c.decoding.length_rule)
-        blank = jax.eval_shape(lambda: beam.blank(compute, how, n, batches.bucket(load.prompt)))
-        wanted = np.ones(k, np.int32)
-        lower = lambda: beam.advance.lower(compute, how, (0,), weights, self._split(role, blank), wanted)
-        chunks = -(-requests * load.answer // (n * how.chunk))
-        return self._read(stage, role, lower, chunks, n * how.width * how.chunk, "compute.beam_batch", self._beside(role, weights))
+    def _answers(self, stage: str, role: str, k: int, how: Decoding, answers: int) -> Program:
+        """A chunk of steps; answers of the mean length keep all slots full."""
+        compute, weights, (n, blank) = self._compute(role), self._decoder(role, k, how), self._slots(role, k, how)
+        chunks, wanted, beside = -(-answers * self.load.answer // (n * how.chunk)), np.ones(k, np.int32), self._beside(role, weights)
+        if isinstance(how, SamplingSettings):
+            given = lambda: (compute, how.rule, (0,), how.chunk, weights, blank, wanted)
+            return self._read(stage, role, rollout.advance, given, chunks, n * how.chunk, "compute.slots", beside)
+        given = lambda: (compute, how, (0,), weights, blank, wanted)
+        return self._read(stage, role, beam.advance, given, chunks, n * how.width * how.chunk, "compute.beam_batch", beside)
 
-    def _prefill(self, stage: str, role: str, k: int, requests: int) -> Program:
-        c, load = self.bench.config, self.load
-        compute, weights, n = self._compute(role), self._decoder(role, k), self._slots(c.compute.beam_batch, k)
-        how = BeamSettings(c.decoding.max_new_tokens, c.decoding.beams, c.decoding.length_rule)
-        length = batches.bucket(load.prompt)
-        blank = jax.eval_shape(lambda: beam.blank(compute, how, n, length))
-        rows = max(1, n // k // PREFILLS) * k
-        entries = [np.zeros(rows, np.int32) for _ in range(6)]
-        fill = Fill(prompt_rows([[0]] * rows, length, 0), *entries)
-        lower = lambda: beam.admit.lower(compute, weights, self._split(role, blank), fill)
-        return self._read(stage, role, lower, -(-requests // rows), rows * length, "compute.beam_batch", self._beside(role, weights))
+    def _prefill(self, stage: str, role: str, k: int, how: Decoding, answers: int) -> Program:
+        """Prompts into free slots, each once for all its samples."""
+        compute, weights, (n, blank) = self._compute(role), self._decoder(role, k, how), self._slots(role, k, how)
+        sampled = isinstance(how, SamplingSettings)
+        copies, length, key = how.n if sampled else 1, padded(self.load.prompt, how.bucket), jax.eval_shape(lambda: jax.random.key(0))
+        rows = max(1, n // k // copies // PREFILLS) * k
+        fill = Fill(prompt_rows([[0]] * rows, length, 0), *(np.zeros(rows * copies, np.int32) for _ in range(6)))
+        times, beside, field = (
+            -(-answers // copies // rows),
+            self._beside(role, weights),
+            "compute.slots" if sampled else "compute.beam_batch",
+        )
+        given = lambda: (compute, weights, blank, fill, *([self._placed(None, key)] * sampled))
+        return self._read(stage, role, (rollout if sampled else beam).admit, given, times, rows * length, field, beside)

@@ -87,11 +87,15 @@ def _weights(
     layout: Layout | None,
 ) -> tuple[Any, Any]:
     """Parameters and adapters as decoding reads them: merged, each into its own copy, or side by side."""
-    rows = settings.slots if isinstance(settings, SamplingSettings) else settings.prompts * settings.width
-    worth = count == 1 or (layout is None and lora_.worth_merging(config, lora, count, rows))
-    if worth and has_room_for(params, count, room()):
+    if merges(config, lora, count, settings, layout) and has_room_for(params, count, room()):
         return _merge(params, adapters, lora, layout, 0 if count == 1 else None), None
     return params, _prepare(adapters, lora, dtype)
+
+
+def merges(config: ModelConfig, lora: Lora, count: int, settings: SamplingSettings | BeamSettings, layout: Layout | None) -> bool:
+    """Whether decoding is faster with copies of the layers, an adapter merged into each, than with adapters beside them."""
+    rows = settings.slots if isinstance(settings, SamplingSettings) else settings.prompts * settings.width
+    return count == 1 or (layout is None and lora_.worth_merging(config, lora, count, rows))
 
 
 def _samples(settings: SamplingSettings, key: PRNGKeyArray, compute: Compute, weights: Any, eos: tuple[int, ...]) -> Machine:
