@@ -38,7 +38,9 @@ def run(argv: Sequence[str] | None = None) -> int:
     try:
         parse(sys.argv)
         from ilr_jax import hosts  # after the flags, so that --help needs no JAX
+        from ilr_jax.models.platform import take_memory
 
+        take_memory()
         hosts.start(DISTRIBUTED.value, ADDRESS.value, COUNT.value, NUMBER.value, TIMEOUT.value)
         from ilr_jax import rounds
 

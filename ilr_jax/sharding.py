@@ -155,7 +155,7 @@ def _sizes(sizes: Mapping[str, int], devices: int, needed: Sequence[Mapping[str,
     if devices % given if not all(sizes.values()) else given > devices:
         raise ValueError(
             f"sharding: wanted {' x '.join(f'{n}={s}' for n, s in sizes.items() if s)} to be at most, and with an open axis to divide, "
-            f"the {devices} devices; got {given}"
+            f"the {devices} devices; got {given}; what divides them: {', '.join(str(n) for n in range(1, devices + 1) if devices % n == 0)}"
         )
     left = devices // given
     divides = lambda n, *names: all(model[name] % n == 0 for model in needed for name in names)

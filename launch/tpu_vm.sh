@@ -51,7 +51,7 @@ setup() {
 start() {
   the_line '' --distributed "$@"
   LINE=("${LINE[@]//\$/\$\$}")
-  on all "cd ilr_jax && sudo systemd-run --unit=ilr --collect --uid=\"\$(id -u)\" --working-directory=\"\$PWD\" \
+  on all "cd ilr_jax && sudo systemd-run --unit=ilr --collect --property=TimeoutStopSec=600 --uid=\"\$(id -u)\" --working-directory=\"\$PWD\" \
 \"\$PWD\"/.venv/bin/python $(quoted "${LINE[@]:1}")"
 }
 

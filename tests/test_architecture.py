@@ -59,7 +59,7 @@ ARROWS = {
     "preference": {"dpo", "feedback", "files", "lab", "refine", "stages", "types"},
     "rounds": {"demos", "feedback", "files", "hosts", "lab", "metrics", "preference", "refinement", "settings", "stages", "store", "types"},
     "export": {"files", "models", "roles", "stages", "store"},
-    "main": {"hosts", "interruption", "progress", "rounds", "types"},
+    "main": {"hosts", "interruption", "models", "progress", "rounds", "types"},
     "plan": {"batches", "evaluator", "main", "models", "refine", "roles", "sample", "services", "settings", "sharding", "stages", "store"}
     | {"tasks", "train", "types"},
     "sweep": {"estimates", "files", "interruption", "main", "report", "settings", "store", "types"},

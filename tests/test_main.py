@@ -18,6 +18,7 @@ from conftest import make_tiny_config, write_model
 from safetensors.numpy import load_file, save_file
 
 from ilr_jax import cli, main
+from ilr_jax.models import platform
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # how ml_collections reads a config's file
 ROOT = Path(__file__).parent.parent
@@ -245,3 +246,14 @@ def test_what_a_command_lacks_is_named(words, message, capsys):
         assert main.run(["ilr run", *words]) == 2
     said = capsys.readouterr().err
     assert message in said and "as in --config=configs/quickstart.py --workdir=runs/mine" in said and said.count("\n") == 1
+
+
+def test_a_gpus_memory_is_taken_but_where_the_environment_says_how_much(monkeypatch):
+    for name in platform.SHARES:
+        monkeypatch.delenv(name, raising=False)
+    platform.take_memory()
+    assert os.environ[platform.SHARES[0]] == "0.92" and platform.SHARES[1] not in os.environ
+    monkeypatch.delenv(platform.SHARES[0])
+    monkeypatch.setenv(platform.SHARES[1], "0.5")
+    platform.take_memory()
+    assert platform.SHARES[0] not in os.environ

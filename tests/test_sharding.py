@@ -3,7 +3,7 @@
 import re
 import sys
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import chex
@@ -15,7 +15,7 @@ from ilr_jax import evaluator, sharding
 from ilr_jax.models import config as configs
 from ilr_jax.models import decoder, lora
 from ilr_jax.models.lora import Lora
-from ilr_jax.sample import beam, slots, topk
+from ilr_jax.sample import beam, rollout, slots, topk
 from ilr_jax.sample.beam import BeamSettings
 from ilr_jax.sample.generate import generate
 from ilr_jax.sample.rollout import SamplingSettings
@@ -198,7 +198,7 @@ def test_the_largest_are_those_of_one_device(mesh):
 
 
 def everything(config):
-    """Base and adapters; what training makes of adapters and of an evaluator, with each optimiser; what beam search keeps."""
+    """Base and adapters; what training makes of adapters and of an evaluator, with each optimiser."""
     adapters = {"adapters": jax.eval_shape(lambda: lora.init(config, Lora(2, 4.0), jax.random.split(jax.random.key(0), 2)))}
     classifier = jax.eval_shape(evaluator.initial, decoder.abstract(config), jax.random.key(0))
     tree = decoder.abstract(config) | adapters
@@ -215,9 +215,11 @@ def test_tensors_of_the_three_families_are_split_as_written_down():
         where, tree = layout((2, 2, 2), config), everything(config)
         for path, split in zip(jax.tree.leaves(sharding.paths(tree)), jax.tree.leaves(sharding.shardings(where, tree)), strict=True):
             lines.append(f"{name} {path} {split.spec}")
-        blank = jax.eval_shape(lambda c=config, where=where: beam.blank(Compute(c, layout=where), BeamSettings(6), 8, 32))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(blank):
-            lines.append(f"{name} beam{jax.tree_util.keystr(path)} {where.sharding(*slots.axes(leaf.ndim)).spec}")
+        compute = Compute(config, layout=where)
+        made = {"beam": partial(beam.blank, compute, BeamSettings(6), 8, 32), "samples": partial(rollout.blank, compute, 8, 32, 6)}
+        for kind, blank in made.items():
+            for path, leaf in jax.tree_util.tree_leaves_with_path(jax.eval_shape(blank)):
+                lines.append(f"{name} {kind}{jax.tree_util.keystr(path)} {where.sharding(*slots.axes(leaf.ndim)).spec}")
     golden = Path(__file__).with_name("golden_sharding.txt")
     assert golden.read_text().splitlines() == lines
 
@@ -228,7 +230,7 @@ def test_tensors_of_the_three_families_are_split_as_written_down():
         ((1, 1, 3), {}, "sharding.rules.heads=tensor: 4 cannot be split into 3 (tensor); what would work: 1, 2, 4"),
         ((1, 3, 1), {}, "sharding.rules.embed=fsdp: 16 cannot be split into 3 (fsdp); what would work: 1, 2, 4, 8"),
         ((1, 1, 4), {"kv_heads": "tensor"}, "sharding.rules.kv_heads=tensor: 2 cannot be split into 4 (tensor); what would work: 1, 2"),
-        ((2, 8, 1), {}, "at most, and with an open axis to divide, the 8 devices; got 16"),
+        ((2, 8, 1), {}, "at most, and with an open axis to divide, the 8 devices; got 16; what divides them: 1, 2, 4, 8"),
         ((0, 3, 1), {}, "the 8 devices; got 3"),
         ((1, 2, 2), {"mlp": "tensr"}, "sharding.rules.mlp: wanted some of data, fsdp, tensor, or auto; got tensr"),
         ((1, 2, 2), {"mlp": "fsdp"}, "sharding.rules: embed and mlp split one weight, so they cannot both use fsdp"),

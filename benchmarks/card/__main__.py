@@ -37,7 +37,7 @@ def main() -> int:
     failed = []
     for part in given.parts or PARTS:
         command, start = [sys.executable, "-m", "benchmarks.card.parts", part, given.size, given.json, given.traces], time.monotonic()
-        own = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        own = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_CLIENT_MEM_FRACTION": "0.92"}  # as much as a run takes
         own |= {"XLA_PYTHON_CLIENT_ALLOCATOR": "platform"} if part.startswith("peer") else {}  # what is free again, the peer can take
         try:
             code = subprocess.run(command, cwd=ROOT, env=os.environ | own, timeout=given.seconds).returncode

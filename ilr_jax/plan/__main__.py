@@ -106,7 +106,10 @@ def _check(options: argparse.Namespace, config: Any) -> None:
 def _prepare(chip: Chip | None, count: int) -> None:
     """Before JAX starts: only `gpu` needs an accelerator, and a CPU stands for devices that have no compiler here."""
     if chip is chips.GPU:
+        from ilr_jax.models.platform import take_memory
+
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        take_memory()
         return
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
