@@ -50,9 +50,7 @@ right: before and after. Evaluator right: on all rounds' pairs with exactly one 
 replaced, the new one is right; recall: of the right proposals against a wrong label, those that were accepted. Comparisons, TFLOP of
 training, and seconds of all stages (each by one of two processes on a machine of two cores) are a seed's, all rounds together;
 supervisor and evaluator are counted in. Other work shared that machine at times: seconds are bounds from above. All of it round by
-round: [evidence-rounds.md](evidence-rounds.md). Rows whose labels and evaluator have no interval are carried over from the tables that
-this command made before it kept records (evidence.jsonl): they have what stood there, rounded, and code and counted TFLOP of then;
-their day is that on which the table was kept.
+round: [evidence-rounds.md](evidence-rounds.md).
 """
 ROUNDS_INTRODUCTION = """# Evidence, round by round
 
