@@ -57,7 +57,8 @@ def parser() -> argparse.ArgumentParser:
     example = "ilr sweep --config=configs/quickstart.py --workdir=runs/alpha --grid alpha=0.05,0.15,0.3 --seeds=0,1,2"
     verb = _verb(verbs, "sweep", sweep, "run a grid of config fields with several seeds, and collect one table", example)
     verb.usage = (
-        "ilr sweep --config=FILE --workdir=DIR [--grid FIELD=VALUE,VALUE ...] [--seeds=0,1,2] [--jobs=N] [--config.FIELD=VALUE ...]"
+        "ilr sweep --config=FILE --workdir=DIR [--grid FIELD=VALUE,VALUE ...] [--seeds=0,1,2] [--jobs=N] [--config.FIELD=VALUE ...]\n"
+        "  --grid: the values of a config field; several: all combined   --seeds: 0 of itself   --jobs: runs at a time, 1 of itself"
     )
     verb = _verb(verbs, "report", report, "write report.html, results.json and results.csv, print the table", "ilr report runs/quickstart")
     verb.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="folder of an experiment; several are compared")
@@ -129,13 +130,14 @@ def export(arguments: argparse.Namespace) -> int:
 
         model(**which, out=arguments.model, adapter=arguments.adapter)
     else:
-        from ilr_jax.provenance import entries, labelled, labels
+        from ilr_jax.provenance import entries, finished, labelled, labels
 
         which["workdir"] = readable(arguments.workdir)
         lines = [encode(row, "a label") + b"\n" for row in labels(**which)]
         write_bytes(Path(arguments.labels), b"".join(lines))
         after, last = labelled(**which)[-1]["round"], entries(**which)[-1]["round"]
-        print(f"{len(lines)} labels, as after round {after}{f'; no later round of {arguments.method} changed any' if last > after else ''}")
+        rest = f"; no later round of {arguments.method} changed any" if last > after else ""
+        print(f"{len(lines)} labels, as after round {after}{rest}{'' if finished(**which) else '; the run is unfinished'}")
     print(arguments.model or arguments.labels)
     return 0
 
@@ -144,10 +146,10 @@ def demo(arguments: argparse.Namespace) -> int:
     """Run the quickstart's config, report on it, and say what can be done next."""
     from configs import quickstart
 
+    program = "ilr" if shutil.which("ilr") else os.path.relpath(sys.argv[0])  # of which a run makes another
     flags = [f"--config={quickstart.__file__}", f"--workdir={arguments.workdir}", f"--config.seed={arguments.seed}"]
     if code := run(flags) or report(argparse.Namespace(workdirs=[arguments.workdir], out=None)):
         return code
-    program = "ilr" if shutil.which("ilr") else os.path.relpath(sys.argv[0])
     print(f"next: open {arguments.workdir}/report.html; the refined labels, each with its reason:")
     print(f"  {program} export {arguments.workdir} --method ilr --seed {arguments.seed} --labels labels.jsonl")
     return 0

@@ -114,6 +114,7 @@ def _entry(name: str, rows: Sequence[Row], baseline: Sequence[Row] | None) -> Ro
     first, last = _last(rows[::-1]), _last(rows)
     replaced = [row["replaced"] for row in rows if row["replaced"] is not None]
     share, pairs = _evaluated(rows)
+    labelled = list((last if any(row["label_accuracy"] is not None for row in last.values()) else first).values())  # dpo leaves them alone
     return {
         "series": name,
         "method": rows[0]["method"],
@@ -128,8 +129,8 @@ def _entry(name: str, rows: Sequence[Row], baseline: Sequence[Row] | None) -> Ro
         "difference": None if baseline is None or rows[0]["method"] == BASELINE else _difference(last, _last(baseline)),
         "label_accuracy_first": _mean(row["label_accuracy"] for row in first.values()),
         "label_accuracy_last": _mean(row["label_accuracy"] for row in last.values()),
-        "label_interval": interval([(row["label_accuracy"], row["label_size"] if len(last) == 1 else 1) for row in last.values()]),
-        "label_size": max((row["label_size"] or 0 for row in last.values()), default=0) or None,
+        "label_interval": interval([(row["label_accuracy"], row["label_size"] if len(last) == 1 else 1) for row in labelled]),
+        "label_size": max((row["label_size"] or 0 for row in labelled), default=0) or None,
         "evaluator_accuracy": share,
         "evaluator_interval": interval([_evaluated([row for row in rows if row["seed"] == seed]) for seed in last]),
         "evaluator_pairs": pairs,

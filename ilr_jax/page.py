@@ -35,7 +35,8 @@ CHARTS = {
     ("evaluator_accuracy", "round"): "Evaluator right, on the pairs it was asked",
     ("test_accuracy", "spent"): "Test accuracy by comparisons spent",
 }
-LEGEND = "[..] 95 % interval, of labels and evaluator over seeds, of one seed over labels or pairs; differences in points; –: unknown"
+LEGEND = "[..] 95 % interval over seeds and test questions; of labels and evaluator over seeds, of one seed over labels and pairs"
+LEGEND += "\ndifferences in points; –: does not apply, or not known"
 ACROSS = {"round": "round", "spent": "comparisons spent"}
 OUTCOMES = {"agrees with the label": "agreed", "the proposal is empty": "no proposal", "not judged": "not asked"}  # else rejected
 MOST_ROWS = 20_000  # a page of more would be slow to open on a phone

@@ -15,6 +15,7 @@ from rich.progress import Progress as Bar
 from ilr_jax import interruption
 
 LINES, SECONDS = 10, 30
+ROOMY = 110  # columns of a terminal
 _muted = False
 
 
@@ -54,9 +55,16 @@ class Progress:
     def __enter__(self) -> "Progress":
         self._start = self._said_at = time.monotonic()
         if not self.quiet and self.stream.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"))
             console = Console(file=self.stream)
-            self._bar = Bar(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, refresh_per_second=4)
+            wide = console.width >= ROOMY  # else the figures, which say more, would be cut
+            columns = (
+                TextColumn("{task.description}"),
+                *([BarColumn()] * wide),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+            )
+            ends = (*([TimeElapsedColumn()] * wide), TimeRemainingColumn())
+            self._bar = Bar(*columns, *ends, console=console, refresh_per_second=4)
             self._task = self._bar.add_task(self.name, total=self.total, completed=self.done, figures="")
             self._bar.start()
         elif not self.quiet:  # compiling may take minutes before the first unit is done

@@ -35,6 +35,11 @@ def labelled(workdir: str | Path, method: str, seed: int, round: int | None = No
     return found
 
 
+def finished(workdir: str | Path, method: str, seed: int, round: int | None = None) -> bool:
+    """Whether the run has ended, or has done the round that is asked for. Raises as `labels`."""
+    return round is not None or _run(workdir, method, seed)["finished"]
+
+
 def entries(workdir: str | Path, method: str, seed: int, round: int | None = None) -> list[Row]:
     """The record's rounds up to `round` (the last by default). Raises as `labels`."""
     found = _run(workdir, method, seed)["rounds"]

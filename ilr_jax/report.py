@@ -7,7 +7,7 @@ From: the quantities that the ILR paper reports per round (arXiv 2501.07886): ac
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,9 @@ def runs(workdir: str | Path) -> list[Row]:
     records = [_record(path) for path in sorted(Path(workdir, "runs").glob("*.json"))]
     if not records:
         if os.path.isdir(Path(workdir, "points")):
-            raise ValueError(f"wanted a workdir, got the folder of a sweep; give its points, {workdir}/points/*, and --out=DIR")
+            raise ValueError(
+                f"wanted a workdir, got the folder of a sweep; give one of {workdir}/points/*, or to `ilr report` all of them and --out=DIR"
+            )
         raise ValueError(f"wanted runs in {workdir}, got no runs/*.json there; is it a workdir, and has its first round ended?")
     return records
 
@@ -82,14 +84,19 @@ def decisions(rows: Sequence[Row]) -> list[list[Audit]]:
 def table(rows: Sequence[Row]) -> Table:
     """The summary for a terminal, a row per method."""
     summary = summarise(rows)
-    lines = [page.supervisor(summary), page.LEGEND, *map(page.difference, differences(rows))]
-    caption = "\n".join(line for line in lines if line)
-    result = Table(title="Iterative label refinement", caption=Text(caption), box=None, pad_edge=False, collapse_padding=True)
-    for number, column in enumerate(page.HEADLINE):
+    told = [page.supervisor(summary), page.LEGEND, *map(page.difference, differences(rows))]
+    result = lines("Iterative label refinement", page.HEADLINE, map(page.headline, summary))
+    result.caption = Text("\n".join(line for line in told if line))
+    return result
+
+
+def lines(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Rows of `columns` for a terminal, of which 80 columns are enough: what stands in a cell is broken into lines."""
+    result = Table(title=Text(title), box=None, pad_edge=False, collapse_padding=True)
+    for number, column in enumerate(columns):
         result.add_column(column.replace(" ", "\n"), justify="right" if number else "left", no_wrap=number > 0, overflow="fold")
-    for entry in summary:
-        lines = (re.sub(r" (?=of |\[)|(?<=→) ", "\n", cell) for cell in page.headline(entry))  # so that 80 columns are enough
-        result.add_row(*map(Text, lines))
+    for row in rows:
+        result.add_row(*(Text(re.sub(r" (?=of |\[)|(?<=→) ", "\n", cell)) for cell in row))
     return result
 
 

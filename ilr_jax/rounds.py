@@ -153,6 +153,8 @@ def _claim(lab: Lab) -> None:
     if lab.mirror.url:
         lab.bench.say(f"{lab.mirror.url} is worked on in {lab.workdir}")
     lab.mirror.pull(path)
+    if (lab.workdir / "points").is_dir():
+        raise ValueError(f"--workdir={lab.workdir}: wanted the folder of a run, or a new one, got that of a sweep; its runs are in points/")
     claim(lab.workdir, _resolved(lab), ignore=settings.incidental(lab.config))
     lab.mirror.push(path)
 

@@ -13,17 +13,17 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from ilr_jax import estimates, interruption, main, report, settings
+from ilr_jax import estimates, interruption, main, page, report, settings
 from ilr_jax.files import explained, read_json, write_csv, write_json
 from ilr_jax.store import claim
 from ilr_jax.types import Config
@@ -105,7 +105,7 @@ def _run(options: argparse.Namespace, flags: list[str]) -> int:
     failed = execute(jobs, options.jobs)
     entries = collect(workdir)
     if entries:
-        Console().print(table(entries))
+        Console().print(*tables(entries), page.LEGEND, sep="\n", markup=False)
         print(*(Path(workdir) / name for name in ("results.json", "results.csv")), sep="\n")
     for job in failed:
         print(f"failed: {job.title}: {_last_line(job.log)}\n  log: {job.log}", file=sys.stderr)
@@ -150,6 +150,8 @@ def plan(flags: Sequence[str], base: Config, folder: Path, points: Sequence[Poin
     Seeds are next to each other, because points wait for each other's common stages and seeds have none. Raises ValueError.
     """
     methods = _checked(flags, points)
+    if (folder / "runs").is_dir():
+        raise ValueError(f"--workdir={folder}: wanted the folder of a sweep, or a new one, got that of a run")
     claim(folder, base.to_dict(), ignore=(*settings.incidental(base), *(name for point in points for name, _ in point.fields)))
     jobs = []
     for point in points:
@@ -182,6 +184,9 @@ def execute(jobs: Sequence[Job], n: int) -> list[Job]:
                 print(f"[{done}/{total}] {job.title}: {f'failed with exit code {code}' if code else 'finished'}", flush=True)
             time.sleep(0.05)
     finally:
+        if running:
+            done = sum(job.finished() for job in jobs)
+            print(f"{done} of {len(jobs)} runs are finished; {len(running)} under way are ended, trainings save first", flush=True)
         for process, _ in running.values():
             process.terminate()  # a run that is killed continues with the same bytes
         for process, _ in running.values():
@@ -206,20 +211,10 @@ def collect(folder: str | Path) -> list[dict[str, Any]]:
     return entries
 
 
-def table(entries: Sequence[Mapping[str, Any]]) -> Table:
-    """The entries for a terminal."""
-    made = Table(title="Sweep", caption="[..] 95 % bootstrap interval over seeds and test examples", box=None, pad_edge=False)
-    for number, column in enumerate(("point", "method", "seeds", "test accuracy", "minus sft", "labels right", "evaluator right")):
-        made.add_column(column, justify="right" if number > 1 else "left", overflow="fold")
-    for entry in entries:
-        row, percent = _flat(entry), lambda value: "" if value is None else f"{value:.1%}"
-        test = f"{percent(row['test_accuracy'])} {_ends(row['test_low'], row['test_high'])}"
-        minus = (
-            "" if row["difference"] is None else f"{row['difference'] * 100:+.1f} {_ends(row['difference_low'], row['difference_high'])}"
-        )
-        others = (percent(row["label_accuracy_last"]), percent(row["evaluator_accuracy"]))
-        made.add_row(entry["point"], row["method"], str(row["seeds"]) + ("" if row["finished"] else " unfinished"), test, minus, *others)
-    return made
+def tables(entries: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
+    """The entries for a terminal, a table for each point, as a report has it."""
+    for point, group in groupby(entries, lambda entry: entry["point"]):
+        yield report.lines(point, page.HEADLINE, map(page.headline, group))
 
 
 def _seeds(text: str) -> list[int]:
@@ -287,10 +282,6 @@ def _flat(entry: Mapping[str, Any]) -> dict[str, Any]:
     (test_low, test_high), (low, high) = (ends or (None, None) for ends in (entry["test_interval"], minus["interval"]))
     apart = {"test_low": test_low, "test_high": test_high, "difference": minus["mean"], "difference_low": low, "difference_high": high}
     return {column: {**entry, **apart, "seeds": len(entry["seeds"])}[column] for column in COLUMNS}
-
-
-def _ends(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f"[{low * 100:.1f}, {high * 100:.1f}]"
 
 
 if __name__ == "__main__":

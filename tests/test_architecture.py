@@ -62,7 +62,7 @@ ARROWS = {
     "main": {"hosts", "interruption", "models", "progress", "rounds", "types"},
     "plan": {"batches", "evaluator", "main", "models", "refine", "roles", "sample", "services", "settings", "sharding", "stages", "store"}
     | {"tasks", "train", "types"},
-    "sweep": {"estimates", "files", "interruption", "main", "report", "settings", "store", "types"},
+    "sweep": {"estimates", "files", "interruption", "main", "page", "report", "settings", "store", "types"},
     "cli": {"main", "sweep", "report", "export", "files", "mirror", "provenance", "store", "types"},
 }
 WITHOUT_JAX = {

@@ -152,6 +152,7 @@ def test_demo_runs_the_quickstart_and_reports(tmp_path, monkeypatch, capsys):
 
     def experiment(flags):
         given.extend(flags)
+        cli.sys.argv = ["ilr run", *flags]  # as the real one does, for ml_collections
         make_workdir(tmp_path / "demo")
         return 0
 

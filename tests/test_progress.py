@@ -89,12 +89,20 @@ def test_quiet_says_nothing_and_counts():
     assert (out.getvalue(), progress.done, progress.tokens) == ("", 2, 5)
 
 
-def test_a_terminal_gets_a_bar_with_rates_figures_and_time_left(clock):
+@pytest.mark.parametrize("columns", ["80", "120"])
+def test_a_terminal_gets_a_bar_with_rates_figures_and_time_left(clock, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
     out = Terminal()
-    with Progress("sft", 40, "steps", stream=out) as progress:
+    with Progress("evaluator-answers", 40, "steps", stream=out) as progress:
         for _ in range(30):
             clock.now += 2
             progress.advance(1, tokens=2400, loss=0.5)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
-    words = ("sft", "30/40", "0.5 steps/s, 1,200 tokens/s, loss 0.5", "0:01:00", "0:00:20")
+    words = (
+        "evaluator-answers",
+        "30/40",
+        "0.5 steps/s, 1,200 tokens/s, loss 0.5",
+        "0:00:20",
+        *(["0:01:00", "━"] if columns == "120" else []),
+    )
     assert all(word in text for word in words), text

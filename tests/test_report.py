@@ -290,7 +290,7 @@ def test_bad_workdirs(tmp_path):
     with pytest.raises(ValueError, match="no runs"):
         report.collect([tmp_path])
     make_workdir(tmp_path / "sweep" / "points" / "alpha=0.1")
-    with pytest.raises(ValueError, match=r"the folder of a sweep; give its points, .*sweep/points/\*, and --out=DIR"):
+    with pytest.raises(ValueError, match=r"the folder of a sweep; give one of .*sweep/points/\*, or to `ilr report` all"):
         report.collect([tmp_path / "sweep"])
     write_run(tmp_path, "ilr", [])
     with pytest.raises(ValueError, match="none yet"):

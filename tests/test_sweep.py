@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import make_tiny_config
 
-from ilr_jax import cli, sweep
+from ilr_jax import cli, main, sweep
 from ilr_jax.files import read_json
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # how ml_collections reads a config's file
@@ -141,6 +141,15 @@ def test_a_folder_belongs_to_one_config_but_for_the_swept_fields(swept):
     swept("--grid=alpha=0.1")
     code, said, started = swept("--grid=alpha=0.1,0.2", "--config.rounds=2")
     assert code == 2 and "rounds: wanted 3, got 2" in said.err and len(started) == 1
+
+
+def test_a_run_and_a_sweep_do_not_take_each_others_folder(swept, tmp_path, tiny_flags, capsys, monkeypatch):
+    swept("--grid=alpha=0.1")
+    monkeypatch.chdir(ROOT)
+    assert main.run(["ilr run", *tiny_flags, f"--workdir={tmp_path / 'sweep'}"]) == 2
+    assert "wanted the folder of a run, or a new one, got that of a sweep" in capsys.readouterr().err
+    code, said, _ = swept(f"--workdir={tmp_path / 'sweep' / 'points' / 'alpha=0.1'}")
+    assert code == 2 and "wanted the folder of a sweep, or a new one, got that of a run" in said.err
 
 
 def test_names_of_points_are_names_of_folders():
