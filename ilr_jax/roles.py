@@ -72,8 +72,8 @@ def needed(config: Config, graded: bool) -> list[str]:
 
     The supervisors alone (`method=weak`) need no strong model.
     """
-    who = comparers(config, graded)
-    weak, strong = "evaluator" in who or config.demos != "given", {name.strip() for name in config.method.split(",")} != {"weak"}
+    who, strong = comparers(config, graded), {name.strip() for name in config.method.split(",")} != {"weak"}
+    weak = "evaluator" in who or config.demos != "given" or not strong
     return ["weak"] * weak + ["strong"] * strong + ["evaluator"] * ("evaluator" in who) + ["judge"] * ("model" in who)
 
 

@@ -1,4 +1,4 @@
-"""Many runs as one: every point of a grid of config fields with every seed, a process each, and one table of them.
+"""Many runs as one: every point of a grid of config fields with every seed, a process each, and the estimates of all in one file.
 
 A point is an ordinary workdir, `points/NAME`, whose `stages/` and `partial/` are links to the sweep's own: a stage is named by what goes
 into it, so points share those that their fields do not change, and two processes never build one twice. What is finished is skipped;
@@ -42,7 +42,8 @@ COLUMNS = (
     "difference_low",
     "difference_high",
 )
-COLUMNS += ("label_accuracy_first", "label_accuracy_last", "evaluator_accuracy", "replaced")
+COLUMNS += ("label_accuracy_first", "label_accuracy_last", "label_low", "label_high", "label_size")
+COLUMNS += ("evaluator_accuracy", "evaluator_low", "evaluator_high", "evaluator_pairs", "replaced")
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,8 @@ def execute(jobs: Sequence[Job], n: int) -> list[Job]:
         while waiting or running:
             while waiting and len(running) < n:
                 job, share = waiting.pop(0), free.pop()
-                running[job] = _start(job, share), share
+                with interruption.held():  # or a signal might leave one that nobody ends
+                    running[job] = _start(job, share), share
             for job in [job for job, (process, _) in running.items() if process.poll() is not None]:
                 process, share = running.pop(job)
                 free.append(share)
@@ -279,8 +281,9 @@ def _last_line(log: Path) -> str:
 def _flat(entry: Mapping[str, Any]) -> dict[str, Any]:
     """An entry's figures under the names of COLUMNS, intervals and difference taken apart."""
     minus = entry["difference"] or {"mean": None, "interval": None}
-    (test_low, test_high), (low, high) = (ends or (None, None) for ends in (entry["test_interval"], minus["interval"]))
-    apart = {"test_low": test_low, "test_high": test_high, "difference": minus["mean"], "difference_low": low, "difference_high": high}
+    ends = {"difference": minus["interval"]} | {what: entry[f"{what}_interval"] for what in ("test", "label", "evaluator")}
+    apart = {f"{what}_{end}": (found or (None, None))[i] for what, found in ends.items() for i, end in enumerate(("low", "high"))}
+    apart["difference"] = minus["mean"]
     return {column: {**entry, **apart, "seeds": len(entry["seeds"])}[column] for column in COLUMNS}
 
 

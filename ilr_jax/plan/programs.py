@@ -213,7 +213,7 @@ class Planned:
         run: Any = steps.class_probabilities(self._setup(role, False))
         given = lambda: (self._weights(role, self._classifier()), {}, self._rows(batch))
         work = float(flops.FORWARD * flops.layers(self.models[role]) * batch.rows.tokens.size)
-        base = slots.bytes_here(self._params("strong"))  # stays for the next training
+        base = slots.bytes_here(self._params("strong")) if "strong" in self.models else 0  # stays for the next training
         return Program(stage, run, given, -(-requests // n), batch.rows.tokens.size, work, False, "compute.score_batch", base)
 
     def _judge(self, stage: str, requests: int) -> Program:
