@@ -25,19 +25,8 @@ from ilr_jax.types import Answer, Artifact, Config, Label, Pair
 
 Round = Mapping[str, Any]
 BLANK = dict.fromkeys(
-    (
-        "label_accuracy",
-        "label_size",
-        "labels",
-        "label_file",
-        "evaluator_accuracy",
-        "evaluator_pairs",
-        "agreed",
-        "unread",
-        "compared",
-        "preferences",
-    )
-    + ("replaced", "threshold", "flows", "audit", "comparisons", "supervisor_accuracy")
+    ("label_accuracy", "label_size", "labels", "label_file", "evaluator_accuracy", "evaluator_pairs", "agreed", "unread", "compared")
+    + ("preferences", "replaced", "threshold", "flows", "audit", "comparisons", "supervisor_accuracy")
     + ("test_accuracy", "test_interval", "test_size", "test_right", "test_measure", "unanswered", "answers", "findings")
 )
 

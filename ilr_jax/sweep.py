@@ -281,10 +281,10 @@ def _last_line(log: Path) -> str:
 def _flat(entry: Mapping[str, Any]) -> dict[str, Any]:
     """An entry's figures under the names of COLUMNS, intervals and difference taken apart."""
     minus = entry["difference"] or {"mean": None, "interval": None}
-    ends = {"difference": minus["interval"]} | {what: entry[f"{what}_interval"] for what in ("test", "label", "evaluator")}
-    apart = {f"{what}_{end}": (found or (None, None))[i] for what, found in ends.items() for i, end in enumerate(("low", "high"))}
-    apart["difference"] = minus["mean"]
-    return {column: {**entry, **apart, "seeds": len(entry["seeds"])}[column] for column in COLUMNS}
+    ends = {"difference": minus["interval"], **{what: entry[f"{what}_interval"] for what in ("test", "label", "evaluator")}}
+    apart = {f"{what}_{end}": (pair or (None, None))[i] for what, pair in ends.items() for i, end in enumerate(("low", "high"))}
+    found = {**entry, **apart, "difference": minus["mean"], "seeds": len(entry["seeds"])}
+    return {column: found[column] for column in COLUMNS}
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+from ilr_jax.models.platform import take_memory
+
 ROOT = Path(__file__).parents[2]
 PARTS = ("roofs", "numerics", "sft", "attention", "dpo", "evaluator", "gemma", "samples", "beam", "peer", "peer-gemma", "peer-dpo")
 SECONDS = 300  # a part at most
@@ -34,10 +36,11 @@ def main() -> int:
         parser.error(
             f"wanted a GPU for the paper's models, got {seen or 'no device'}; `make .venv/cuda13` installs what JAX needs, or --size=tiny"
         )
+    take_memory()  # as much as a run takes
     failed = []
     for part in given.parts or PARTS:
         command, start = [sys.executable, "-m", "benchmarks.card.parts", part, given.size, given.json, given.traces], time.monotonic()
-        own = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_CLIENT_MEM_FRACTION": "0.92"}  # as much as a run takes
+        own = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         own |= {"XLA_PYTHON_CLIENT_ALLOCATOR": "platform"} if part.startswith("peer") else {}  # what is free again, the peer can take
         try:
             code = subprocess.run(command, cwd=ROOT, env=os.environ | own, timeout=given.seconds).returncode

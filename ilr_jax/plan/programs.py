@@ -107,12 +107,8 @@ class Planned:
         n = counted(c, load.examples, load.tests, self.graded)
         bench, d = self.bench, c.decoding
         k = 1 if c.refine.proposer == "same" else c.folds
-        labels, proposals, drawn = (
-            bench.decoded(d.labels),
-            bench.decoded(d.proposals, c.refine.samples),
-            bench.sampled(c.evaluator.temperature),
-        )
-        policy = bench.sampled(c.dpo.temperature, c.dpo.samples)
+        labels, proposals = bench.decoded(d.labels), bench.decoded(d.proposals, c.refine.samples)
+        drawn, policy = bench.sampled(c.evaluator.temperature), bench.sampled(c.dpo.temperature, c.dpo.samples)
         made: tuple[tuple[int, Callable[[int], Program]], ...] = (
             (n.weak, lambda times: self._sft("weak SFT", "weak", 1, times)),
             (n.weak_labels, lambda asked: self._answers(f"weak labels, {d.labels}", "weak", 1, labels, asked)),
@@ -198,11 +194,9 @@ class Planned:
         step: Any = steps.evaluator_step(self._setup(role, False), self.bench.optimizer(c.evaluator))
         given = lambda: (self._state(role, self._classifier(), c.evaluator), {}, self._rows(batch))
         size = rows * batch.rows.tokens.shape[1]
-        best = slots.bytes_here(self._weights(role, self._classifier()))
+        best = slots.bytes_here(self._weights(role, self._classifier()))  # which early stopping keeps
         work = float(flops.classifier(self.models[role]) * size)
-        return Program(
-            "evaluator", step, given, times, size, work, True, "compute.microbatches", best
-        )  # early stopping keeps the best weights
+        return Program("evaluator", step, given, times, size, work, True, "compute.microbatches", best)
 
     # Scoring and decoding.
 
@@ -284,10 +278,7 @@ class Planned:
         copies, length, key = how.n if sampled else 1, padded(self.load.prompt, how.bucket), jax.eval_shape(lambda: jax.random.key(0))
         rows = max(1, n // k // copies // PREFILLS) * k
         fill = Fill(prompt_rows([[0]] * rows, length, 0), *(np.zeros(rows * copies, np.int32) for _ in range(6)))
-        times, beside, field = (
-            -(-answers // copies // rows),
-            self._beside(role, weights),
-            "compute.slots" if sampled else "compute.beam_batch",
-        )
+        times, beside = -(-answers // copies // rows), self._beside(role, weights)
+        field = "compute.slots" if sampled else "compute.beam_batch"
         given = lambda: (compute, weights, blank, fill, *([self._placed(None, key)] * sampled))
         return self._read(stage, role, (rollout if sampled else beam).admit, given, times, rows * length, field, beside)
