@@ -158,8 +158,13 @@ def _compute(config: ConfigDict) -> None:
     config.compute.dtype = "auto"  # float32 | bfloat16; auto: bfloat16 on accelerators, float32 on CPU
     config.compute.attention = "auto"  # gemm | xla | cudnn | splash; auto: splash on TPUs (heads of a multiple of 128), cudnn on one
     # NVIDIA GPU in bfloat16 (heads up to 128), else gemm
-    config.compute.remat = "none"  # none | dots | full
+    config.compute.remat = "none"  # activations that training computes again: none | dots (all but products) | full
     config.compute.microbatches = 1  # parts of a batch that are computed one after another
+    config.compute.evaluator = (
+        ConfigDict()
+    )  # the same where all weights train, and gradients take the memory that activations have elsewhere
+    config.compute.evaluator.remat = "same"  # same (as compute.remat) | none | dots | full
+    config.compute.evaluator.microbatches = 0  # 0: as compute.microbatches
     config.compute.slots = 64  # rows that are sampled at a time; adapters that answer in one pass share them
     config.compute.beam_batch = 32  # prompts in beam search at a time, shared likewise
     config.compute.bucket = 64  # prompts are padded to multiples of it: larger, and fewer programs are compiled, each for longer prompts

@@ -39,7 +39,7 @@ def optimise(bench: Bench, model: Model, policy: Artifact, chosen: Sequence[Pair
         sides = [tokenised(model, [(p.prompt, getattr(p, side)) for p in chosen]) for side in SIDES]
         data = [Preference(*row) for row in zip(*sides, *reference, strict=True)]
         epochs = Epochs((len(data),), section.batch, section.epochs, bench.config.seed)
-        at = batches.preferences(data, epochs, pad, bench.config.sft.max_length, bench.packing(model))
+        at = batches.preferences(data, epochs, pad, bench.config.sft.max_length, bench.packing(setup))
         begin = state.init(start, optimizer, epochs.totals, layout=setup.layout)
         step = steps.dpo_step(setup, optimizer, section.beta, section.loss, section.smoothing)
         done = fit(bench, "dpo", folder, step, begin, model.params, at, epochs.steps)

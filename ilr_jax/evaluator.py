@@ -56,7 +56,7 @@ def train(bench: Bench, model: Model, train: Comparisons, held_out: Comparisons)
             steps.evaluator_step(setup, optimizer),
             start,
             {},
-            batches.classes(rows, epochs, pad, bench.packing(model)),
+            batches.classes(rows, epochs, pad, bench.packing(setup)),
             epochs.steps,
             validate=lambda now: evaluate(now.trainable)["loss"],
             validate_every=epochs.per_epoch[0],

@@ -37,6 +37,7 @@ CHOICES = {
     "compute.dtype": ("auto", "float32", "bfloat16"),
     "compute.attention": ("auto", "gemm", "xla", "cudnn", "splash"),
     "compute.remat": ("none", "dots", "full"),
+    "compute.evaluator.remat": ("same", "none", "dots", "full"),
 }
 SHARE, COUNT, POSITIVE, NOT_NEGATIVE = (0, 1), (1, inf), (1e-30, 1e30), (0, 1e30)
 BOUNDS: dict[str, tuple[int | float, int | float]] = {
@@ -60,7 +61,7 @@ BOUNDS: dict[str, tuple[int | float, int | float]] = {
     "decoding.top_k": NOT_NEGATIVE,
     "decoding.top_p": (POSITIVE[0], 1),
     **dict.fromkeys(("evaluator.temperature", "decoding.temperature", "dpo.temperature", "compute.save_every"), NOT_NEGATIVE),
-    **dict.fromkeys(("sharding.data", "sharding.fsdp", "sharding.tensor"), NOT_NEGATIVE),
+    **dict.fromkeys(("sharding.data", "sharding.fsdp", "sharding.tensor", "compute.evaluator.microbatches"), NOT_NEGATIVE),
     **dict.fromkeys(("compute.microbatches", "compute.slots", "compute.beam_batch", "compute.bucket", "compute.score_batch"), COUNT),
 }
 

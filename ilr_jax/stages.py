@@ -79,13 +79,10 @@ class Bench:
         wanted = self.config.compute.dtype
         return wanted if wanted != "auto" else "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
-    def rows(self, count: int, groups: int = 1) -> int:
-        """`count` rows of each of `groups` adapters, rounded up to what divides evenly over devices and microbatches."""
-        multiple = self._multiple(groups)
+    def rows(self, count: int, groups: int = 1, parts: int = 1) -> int:
+        """`count` rows of each of `groups` adapters, rounded up to what divides evenly over devices and `parts`."""
+        multiple = parts * sharding.row_multiple(self.layout, groups)
         return -(-count // multiple) * multiple
-
-    def _multiple(self, groups: int) -> int:
-        return self.config.compute.microbatches * sharding.row_multiple(self.layout, groups)
 
     def check(self, models: Sequence[ModelConfig]) -> None:
         """Raise ValueError for adapters or attention that cannot be."""
@@ -97,9 +94,12 @@ class Bench:
         return backend.choose(self.config.compute.attention, model, self.dtype, split=self.layout is not None)
 
     def setup(self, model: ModelConfig, lora: Lora | None = None) -> Setup:
-        """What the training steps of a model are compiled for."""
+        """What the training steps of a model are compiled for, of all its weights where no adapters are given."""
         c = self.config.compute
         how = {"attention": self.attention(model), "remat": c.remat, "microbatches": c.microbatches, "layout": self.layout_of(model)}
+        if lora is None:
+            how["remat"] = c.remat if c.evaluator.remat == "same" else c.evaluator.remat
+            how["microbatches"] = c.evaluator.microbatches or c.microbatches
         return Setup(model, lora, self.dtype, chunk=CHUNK_CPU if platform() == "cpu" else CHUNK, **how)
 
     def optimizer(self, section: Config) -> OptimizerConfig:
@@ -120,9 +120,9 @@ class Bench:
         """Beam search or `n` samples, as `decoding.labels` and `decoding.proposals` say."""
         return self.beam() if how == "beam" else self.sampled(self.config.decoding.temperature, n)
 
-    def packing(self, model: Model, adapters: int = 1) -> Packing:
-        """How training rows of `model` are laid out, for each of its `adapters`."""
-        return Packing(lora.even_length(model.config), self._multiple(adapters))
+    def packing(self, setup: Setup, adapters: int = 1) -> Packing:
+        """How the rows of a training step are laid out, for each of its `adapters`."""
+        return Packing(lora.even_length(setup.config), self.rows(1, adapters, setup.microbatches))
 
     def random_key(self) -> jax.Array:
         """The key of the config's seed."""
@@ -168,9 +168,9 @@ def fine_tune(
         c = bench.config.sft
         data = [tokenised(model, pairs) for pairs in sets]
         epochs = Epochs(tuple(len(samples) for samples in data), c.batch, section.epochs, bench.config.seed)
-        at = batches.sft(data, epochs, model.tokenizer.pad, c.normalize, c.max_length, bench.packing(model, len(data)))
-        adapters = lora.init(model.config, bench.lora, jax.random.split(bench.random_key(), len(data)))
         setup = bench.setup(model.config, bench.lora)
+        at = batches.sft(data, epochs, model.tokenizer.pad, c.normalize, c.max_length, bench.packing(setup, len(data)))
+        adapters = lora.init(model.config, bench.lora, jax.random.split(bench.random_key(), len(data)))
         start = state.init(sharding.put_weights(setup.layout, {"adapters": adapters}), optimizer, epochs.totals, layout=setup.layout)
         step = steps.sft_step(setup, optimizer)
         keep = partial(_keep_snapshot, folder / "resume")

@@ -42,6 +42,24 @@ def test_what_is_compiled_to_train_and_to_score_does_not_grow_with_depth(tiny_mo
     assert sizes[0] == sizes[1] and len(sizes[0]) == 7
 
 
+def test_the_evaluator_trains_with_memory_settings_of_its_own(tiny_models, tmp_path):
+    """And without any, with those of what trains adapters."""
+    config, _ = main.config_of(["--config=configs/quickstart.py", "--workdir=plan"])
+    model = model_config.read(tiny_models["gemma"])
+    setups = lambda bench: [(setup.remat, setup.microbatches) for setup in (bench.setup(model, bench.lora), bench.setup(model))]
+    config.compute.update({"remat": "dots", "microbatches": 4})
+    bench = Bench(Store(tmp_path), config)
+    assert setups(bench) == [("dots", 4), ("dots", 4)]
+    config.compute.evaluator.update({"remat": "full", "microbatches": 3})
+    assert setups(bench) == [("dots", 4), ("full", 3)]
+    assert [bench.packing(bench.setup(model, *given)).multiple for given in ([bench.lora], [])] == [4, 3]
+    models = dict.fromkeys(("weak", "evaluator", "strong"), model)
+    programs = {p.stage: p for p in Planned(bench, models, Load(80, 40, 32, 16, 48), jax.devices()).programs()}
+    assert programs["evaluator"].field == "compute.evaluator.microbatches" and programs["SFT"].field == "compute.microbatches"
+    rows = [programs[name].given()[2].rows.tokens.shape[0] for name in ("SFT", "evaluator")]
+    assert rows[0] % 4 == 0 and rows[1] % 3 == 0
+
+
 def test_a_base_stays_beside_its_merged_copy_and_where_there_is_no_room_for_both_adapters_do():
     config, _ = main.config_of(["--config=configs/quickstart.py", "--workdir=plan"])
     models = {role: roles.config_of(config[role].model) for role in ("weak", "evaluator", "strong")}

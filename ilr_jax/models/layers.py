@@ -77,11 +77,12 @@ def split_heads(x: Float[Array, "N T D"], size: int) -> Float[Array, "N T Q H"]:
     """Heads of `size` channels as an axis of their own.
 
     A TPU's memory holds tiles of 8 places and 128 channels, and attention reads a head at a time: turned by whole tiles there, where XLA by
-    itself turns single elements, twice. Elsewhere, and of what is no whole tiles, this is a view.
+    itself turns single elements, twice. Elsewhere, and of what is no whole tiles, this is a view; on a TPU the barrier keeps XLA from
+    copying the kernel at every decoded token, to have the product come out in heads.
     """
     n, t, _ = x.shape
     if not _in_tiles(t, size):
-        return x.reshape(n, t, -1, size)
+        return (jax.lax.optimization_barrier(x) if platform() == "tpu" else x).reshape(n, t, -1, size)
     return x.reshape(n, t // TILE, TILE, -1, size).transpose(0, 3, 1, 2, 4).reshape(n, -1, t, size).swapaxes(1, 2)
 
 

@@ -159,12 +159,13 @@ class Planned:
 
     def _sft(self, stage: str, role: str, k: int, times: int) -> Program:
         c, load = self.bench.config, self.load
-        rows = k * self.bench.rows(load.rows(c.sft.batch, load.sample), k)
+        setup = self._setup(role, True)
+        rows = k * self.bench.rows(load.rows(c.sft.batch, load.sample), k, setup.microbatches)
         per_row = max(load.length // load.sample, 1)
         sample = [0] * (min(load.length, load.sample) - load.answer), [0] * load.answer
         batch = batches.documents([[sample] * per_row] * rows, 0, "sequence", load.length, batches.bucket(per_row * load.answer))
         tree = {"adapters": self._adapters(role, k)}
-        step: Any = steps.sft_step(self._setup(role, True), self.bench.optimizer(c[role]))
+        step: Any = steps.sft_step(setup, self.bench.optimizer(c[role]))
         given = lambda: (self._state(role, tree, c[role]), self._params(role), self._rows(batch))
         work = float(flops.adapters(self.models[role], self.bench.lora) * rows * load.length)
         return Program(stage, step, given, times, rows * load.length, work, True, "compute.microbatches")
@@ -173,11 +174,12 @@ class Planned:
         c, load, role = self.bench.config, self.load, "strong"
         side = [0] * load.prompt, [0] * load.answer
         tokens = load.prompt + 2 * load.answer
-        rows, length = self.bench.rows(load.rows(c.dpo.batch, tokens)), max(load.length, tokens)
+        setup = self._setup(role, True)
+        rows, length = self.bench.rows(load.rows(c.dpo.batch, tokens), parts=setup.microbatches), max(load.length, tokens)
         per_row = length // tokens
         pairs = [[Preference(side, side, 0.0, 0.0)] * per_row] * rows
         batch = batches.pair_rows(pairs, 0, length, batches.bucket(2 * per_row * load.answer), per_row)
-        step: Any = steps.dpo_step(self._setup(role, True), self.bench.optimizer(c.dpo), c.dpo.beta, c.dpo.loss, c.dpo.smoothing)
+        step: Any = steps.dpo_step(setup, self.bench.optimizer(c.dpo), c.dpo.beta, c.dpo.loss, c.dpo.smoothing)
         given = lambda: (self._state(role, {"adapters": self._adapters(role, 1)}, c.dpo), self._params(role), self._rows(batch))
         work = float(flops.adapters(self.models[role], self.bench.lora) * rows * length)
         return Program("DPO", step, given, times, rows * length, work, True, "compute.microbatches")
@@ -187,16 +189,17 @@ class Planned:
 
     def _evaluator(self, times: int) -> Program:
         c, load, role = self.bench.config, self.load, "evaluator"
-        rows = self.bench.rows(load.rows(c.evaluator.batch, load.comparison))
+        setup = self._setup(role, False)
+        rows = self.bench.rows(load.rows(c.evaluator.batch, load.comparison), parts=setup.microbatches)
         length = max(load.length, load.comparison)
         data = [([0] * length, 0)] * rows
         batch = batches.classes(data, Epochs((rows,), rows, 1, 0), 0, batches.Packing())(0)
-        step: Any = steps.evaluator_step(self._setup(role, False), self.bench.optimizer(c.evaluator))
+        step: Any = steps.evaluator_step(setup, self.bench.optimizer(c.evaluator))
         given = lambda: (self._state(role, self._classifier(), c.evaluator), {}, self._rows(batch))
         size = rows * batch.rows.tokens.shape[1]
         best = slots.bytes_here(self._weights(role, self._classifier()))  # which early stopping keeps
         work = float(flops.classifier(self.models[role]) * size)
-        return Program("evaluator", step, given, times, size, work, True, "compute.microbatches", best)
+        return Program("evaluator", step, given, times, size, work, True, "compute.evaluator.microbatches", best)
 
     # Scoring and decoding.
 
