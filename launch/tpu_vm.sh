@@ -88,7 +88,8 @@ case $action in
   setup) setup ;;
   run) start "$@" ;;
   resume)
-    remove
+    # Gone already, where the try before this one found no room for a new one.
+    if tpu describe "$NAME" '--format=value(state)'; then remove; fi
     create
     setup
     start "$@"

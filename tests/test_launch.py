@@ -164,7 +164,7 @@ def test_tpu_vm(copy):
     (create,) = copy.dry("tpu_vm.sh", "create")
     assert not [word for word in create if word.startswith(("--spot", "--zone", "--project"))]
     steps = [call[4] if call[0] == "gcloud" else call[0] for call in copy.dry("tpu_vm.sh", "resume", SHARE="s:/x")]
-    assert steps == ["delete", "create", "mkdir", "git", "scp", "ssh", "ssh", "ssh"]
+    assert steps == ["describe", "delete", "create", "mkdir", "git", "scp", "ssh", "ssh", "ssh"]
     assert all("--worker=all" in call for call in copy.dry("tpu_vm.sh", "setup") if call[0] == "gcloud")
 
 
@@ -204,6 +204,14 @@ def test_a_step_that_fails_is_the_last_one(copy, action):
     copy.tool(copy.bin / "gcloud", RECORD + '[ "$4" != scp ]\n')
     assert copy.script("tpu_vm.sh", action).returncode == 1
     assert copy.calls()[-1][4] == "scp"
+
+
+def test_resume_goes_on_where_the_last_one_found_no_room(copy):
+    for fails in ("create", "describe"):
+        copy.tool(copy.bin / "gcloud", RECORD + f'[ "$4" != {fails} ]\n')
+        assert copy.script("tpu_vm.sh", "resume").returncode == (fails == "create")
+    steps = [call[4] for call in copy.calls() if call[0] == "gcloud"]
+    assert steps == ["describe", "delete", "create", "describe", "create", "scp", "ssh", "ssh"]
 
 
 @pytest.mark.parametrize("words", [(), ("creat",), ("--dry-run",)])

@@ -229,6 +229,15 @@ def test_what_does_not_fit_says_what_to_change():
     assert plan.advice(over, training).endswith("raise compute.evaluator.microbatches, or set compute.evaluator.remat=full if it is not")
 
 
+@pytest.mark.parametrize("topology, code", [("cpu:8", 1), ("h100:8", 0)])
+def test_what_the_cpus_compiler_says_of_a_card_is_no_verdict(topology, code, monkeypatch, capsys):
+    monkeypatch.setattr(plan, "_prepare", lambda *_: None)
+    monkeypatch.setattr(plan, "advice", lambda *_: "needs more")
+    assert plan.run([*FLAGS, f"--topology={topology}", "--only=weak SFT"]) == code
+    said = capsys.readouterr().out
+    assert ("weak SFT: needs more" in said) == bool(code) != ("weak SFT: by the CPU's compiler" in said)
+
+
 BAD = {
     "--answer=0": "--answer: wanted at least 1, got 0",
     "--prompt=90": "--length: wanted at least the 122 tokens of a sample, got 96",

@@ -146,8 +146,9 @@ def sampled(name, mesh, how, k=2, attention="gemm"):
     (
         ("mistral", SamplingSettings(6, n=2, slots=16, chunk=4, bucket=32), 2),
         ("gemma", BeamSettings(6, prompts=8, bucket=32), 1),
+        ("mistral", BeamSettings(6, prompts=8, bucket=32), 2),
     ),
-    ids=("samples", "beams"),
+    ids=("samples", "beams", "beams of two adapters"),
 )
 def test_decoding_is_that_of_one_device(mesh, name, how, k):
     assert sampled(name, mesh, how, k) == sampled(name, MESHES[0], how, k)

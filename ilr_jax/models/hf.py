@@ -161,7 +161,7 @@ def load(source: str | Path, *, dtype: DTypeLike, sharding: Placement = None) ->
     """A causal language model: its config and its parameters in `dtype`, laid out as `decoder.abstract`.
 
     `source` is a folder or the name of a model on the Hub. `sharding` gives each path ("layers.q_proj.kernel") its sharding, as a function
-    or as a tree like the parameters; with it every process reads only what its devices hold. The host holds one tensor at a time. Raises
+    or as a tree like the parameters; with it every process reads only what its devices hold. The host holds a few tensors at a time. Raises
     ValueError for an unsupported config, and one that lists every missing, extra, misshapen or non-finite tensor.
     """
     folder = resolve(source)

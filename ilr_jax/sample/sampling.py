@@ -6,6 +6,8 @@ the size of the vocabulary is made.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -121,15 +123,27 @@ def draw(
     vocabulary = logits.shape[1]
     if top_k is not None and top_k < vocabulary:
         return _nucleus(scaled, top_k, u, None, top_p, layout)[0]
-    weigh = lambda: jnp.exp(scaled - jnp.max(scaled, axis=1, keepdims=True))
     if top_p >= 1:
-        return _two_levels(weigh(), u)
-    total = jnp.sum(weigh(), axis=1, keepdims=True)
+        return _two_levels(_weigh(scaled), u)
+    total = jnp.sum(_weigh(scaled), axis=1, keepdims=True)
+    wide = lambda scaled, u, total: _above_threshold(_weigh(scaled), u, total, top_p)
     if platform() == "gpu":  # where 30 passes over the weights take half as long as finding the 64 likeliest (H100, 256 x 32,000)
-        return _above_threshold(weigh(), u, total, top_p)
+        return wide(scaled, u, total)
     tokens, spilled = _nucleus(scaled, min(WINDOW, vocabulary), u, total, top_p, layout)
-    wide = lambda: _above_threshold(weigh(), u, total, top_p)  # weighed again: the usual case need not write the weights
-    return jnp.where(spilled, jax.lax.cond(jnp.any(spilled), wide, lambda: tokens), tokens)
+    if platform() == "cpu" and layout is None:
+        wide = partial(_one_by_one, wide, spilled)
+    # Weighed again, so that the usual case need not write the weights.
+    return jnp.where(spilled, jax.lax.cond(jnp.any(spilled), lambda: wide(scaled, u, total), lambda: tokens), tokens)
+
+
+def _weigh(scaled: Float[Array, "N V"]) -> Float[Array, "N V"]:
+    return jnp.exp(scaled - jnp.max(scaled, axis=1, keepdims=True))
+
+
+def _one_by_one(of_rows: Callable[..., Int[Array, " M"]], which: Array, *rows: Array) -> Int[Array, " N"]:
+    """`of_rows` of each row in `which` by itself, which then stays in a core's cache; 0 for the others."""
+    one = lambda row: of_rows(*(x[None] for x in row))[0]
+    return jax.lax.map(lambda args: jax.lax.cond(args[0], one, lambda _: 0, args[1:]), (which, *rows))
 
 
 def log_probs(logits: Float[Array, "N V"], tokens: Int[Array, " N"]) -> Float[Array, " N"]:
