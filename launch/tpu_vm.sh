@@ -89,6 +89,7 @@ case $action in
   run) start "$@" ;;
   resume)
     # Gone already, where the try before this one found no room for a new one.
+    # shellcheck disable=SC2310  # that it may fail is the question
     if tpu describe "$NAME" '--format=value(state)'; then remove; fi
     create
     setup
