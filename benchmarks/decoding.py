@@ -135,7 +135,7 @@ def agree_greedy(made: Shape, data: Texts, count: int = 4, tokens: int = 16) -> 
 def samples(size: Size, n: int) -> dict[str, Any]:
     """n samples a prompt, in useful tokens."""
     made = shape(size.model)
-    data = texts(size.prompts // n, made.config.vocab_size)
+    data = texts(size.answers // n, made.config.vocab_size)
     mine, batch = Ours(made, data, n, size.slots), best(size.batches, lambda b: sampled(made, data, n, max(1, b // n)))
     row = race(mine, sampled(made, data, n, max(1, batch // n)), "tokens", size.repeats, lambda: agree_greedy(made, data)).row()
     agree("useful tokens", row["ours"] * _median(row), row["peer"] * float(np.median(row["peer_seconds"])), 0.02)
@@ -174,7 +174,7 @@ def phases(made: Shape, data: Texts, n: int, rows: int, steps: float, answer: fl
 
 def beam(size: Size) -> dict[str, Any]:
     """Beam search of width 4 with the length rule of transformers, which has to find the very same tokens."""
-    made, count = shape(size.model), max(4, size.prompts // 4)
+    made, count = shape(size.model), size.searched
     data = texts(count, made.config.vocab_size)
     settings, params, found = BeamSettings(BEAM_WINDOW, BEAMS, "generated", prompts=size.slots // 2), made.params(dtype()), {}
     model = peers.model(made, dtype()).eval()

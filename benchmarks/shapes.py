@@ -41,7 +41,10 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Size:
-    """How large the cases are. `examples` train, `prompts` are answered, `pairs` compared; full rows are `rows` of `length` tokens."""
+    """How large the cases are. `examples` train, `answers` are sampled, `searched` found by beam search, `pairs` compared.
+
+    Full rows are `rows` of `length` tokens.
+    """
 
     name: str
     model: str
@@ -49,7 +52,8 @@ class Size:
     rows: int
     length: int
     examples: int
-    prompts: int
+    answers: int
+    searched: int
     pairs: int
     scored: int
     queue: int
@@ -60,8 +64,8 @@ class Size:
 
 
 SIZES = {
-    "cpu": Size("cpu", "mistral", "gemma", 8, 256, 64, 64, 64, 100, 3736, (1, 4, 16), (16, 32, 64), 32, 5),
-    "smoke": Size("smoke", "mistral", "gemma", 4, 128, 32, 12, 32, 16, 1024, (4,), (8,), 16, 3),
+    "cpu": Size("cpu", "mistral", "gemma", 8, 256, 64, 192, 16, 64, 100, 3736, (1, 4, 16), (16, 32, 64), 32, 5),
+    "smoke": Size("smoke", "mistral", "gemma", 4, 128, 32, 12, 4, 32, 16, 1024, (4,), (8,), 16, 3),
 }
 
 
