@@ -14,7 +14,7 @@ from pathlib import Path
 from ilr_jax.models.platform import take_memory
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("roofs", "numerics", "sft", "attention", "dpo", "evaluator", "gemma", "samples", "beam", "peer", "peer-gemma", "peer-dpo")
+PARTS = ("roofs", "evaluator", "numerics", "sft", "dpo", "plan", "attention", "gemma", "samples", "beam", "peer", "peer-gemma", "peer-dpo")
 SECONDS = 300  # a part at most
 
 

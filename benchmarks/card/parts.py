@@ -4,11 +4,13 @@ A part gives (what, figures) one by one. Training is in `training`, the peer's i
 """
 
 import json
+import subprocess
 import sys
 import time
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
@@ -18,7 +20,7 @@ import numpy as np
 from benchmarks.card import training
 from benchmarks.card.training import DTYPE, Card, Row, Rows, attempt, params, peak, seconds
 from benchmarks.measure import machine, roofs
-from benchmarks.shapes import LORA, shape, texts
+from benchmarks.shapes import LORA, MODELS, shape, texts
 from ilr_jax import batches
 from ilr_jax.models import flops
 from ilr_jax.models.attention import attend
@@ -130,6 +132,7 @@ def samples(card: Card) -> Rows:
     start = time.perf_counter()
     compiled = rollout.advance.lower(compute, how.rule, (EOS,), how.chunk, weights, busy, wanted).compile()
     row: Row = {"compile_seconds": time.perf_counter() - start, "slots": card.slots, "prompt": prompt, "window": card.window}
+    row |= training.needs(compiled)
     held = [busy]
 
     def chunk() -> Any:
@@ -175,6 +178,25 @@ def beam(card: Card) -> Rows:
     yield "beam", {"requests": card.beams, "tokens": tokens, "seconds": took, "requests_per_second": card.beams / took, "peak": peak()}
 
 
+def planned(card: Card) -> Rows:
+    """What `ilr_jax.plan` says of this device: of the steps that `sft` and `gemma` measure, and of the others of GSM8K's experiment."""
+    full = [f"--config.sft.batch={card.rows}", "--prompt=1", f"--answer={card.length - 1}", f"--length={card.length}", "--only=SFT"]
+    others = ["--config.method=sft,dpo", "--only=evaluator", "--only=DPO", "--only=test"]
+    with TemporaryDirectory() as folder:
+        models = []
+        for role, name in (("weak", card.weak), ("evaluator", card.weak), ("strong", card.strong)):
+            (Path(folder) / name).mkdir(exist_ok=True)
+            (Path(folder) / name / "config.json").write_text(json.dumps(MODELS[name]))
+            models.append(f"--config.{role}.model={folder}/{name}")
+        for what, flags in ((f"{card.rows} x {card.length}", full), ("GSM8K", others)):
+            out = Path(folder) / "plan.json"
+            where = ["--config=configs/gsm8k.py", f"--topology={jax.default_backend()}:1", f"--json={out}", "--config.compute.remat=dots"]
+            if subprocess.run([sys.executable, "-m", "ilr_jax.plan", *where, *models, *flags]).returncode == 2:  # 1: something does not fit
+                raise SystemExit("the plan could not be made")
+            for row in json.loads(out.read_text())["programs"]:
+                yield f"{what}, {row['program']}", row
+
+
 def of_peer(kind: str, name: str, card: Card) -> Rows:
     """Steps of PyTorch, transformers and PEFT, given the very same weights."""
     from benchmarks.card import peer  # which brings PyTorch along
@@ -184,11 +206,12 @@ def of_peer(kind: str, name: str, card: Card) -> Rows:
 
 RUN = {
     "roofs": reached,
+    "evaluator": training.evaluation,
     "numerics": numerics,
     "sft": training.sft,
-    "attention": attention,
     "dpo": training.dpo,
-    "evaluator": training.evaluation,
+    "plan": planned,
+    "attention": attention,
     "gemma": training.gemma,
     "samples": samples,
     "beam": beam,

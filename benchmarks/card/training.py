@@ -101,14 +101,19 @@ def products(text: str) -> dict[str, int]:
     return found
 
 
+def needs(compiled: Any) -> Row:
+    """The memory that a program's compiler plans."""
+    stats = compiled.memory_analysis()
+    row = {"arguments": stats.argument_size_in_bytes, "temporaries": stats.temp_size_in_bytes}
+    return row | {"planned": sum(row.values()) + stats.output_size_in_bytes - stats.alias_size_in_bytes}
+
+
 def measured(name: str, step: Any, begin: Any, frozen: Any, batch: Any, tokens: float, work: float) -> Row:
     """A step: the memory that its compiler plans and that it takes, its time, its FLOPs per second; no time where it does not fit."""
     start = time.perf_counter()
     compiled = step.lower(begin, frozen, batch).compile()
     row: Row = {"compile_seconds": time.perf_counter() - start, "products": products(compiled.as_text())}
-    stats = compiled.memory_analysis()
-    row["arguments"], row["temporaries"] = stats.argument_size_in_bytes, stats.temp_size_in_bytes
-    row["planned"] = row["arguments"] + row["temporaries"] + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    row |= needs(compiled)
     if row["planned"] > MEMORY:
         return row
     before = peak() or 0
