@@ -175,7 +175,7 @@ def child(workdir: str, models: str, *flags: str) -> None:
         config, run = make_tiny_config({path.name: path for path in Path(models).iterdir()}), rounds.run
         config.compute.save_every = 0.0  # after every step: whenever it is killed, there is something to go on from
         if flags:
-            config.method, config.weak.epochs = "ilr", 8
+            config.method, config.weak.epochs = "ilr", 5
             config.sharding.update({"data": 2, "fsdp": 2, "tensor": 1})
         if judge := os.environ.get("MADE_UP_JUDGE"):
             config.feedback, config.judge.base_url, config.judge.key_name, config.weak.epochs = "judge", judge, "", 1
