@@ -166,7 +166,8 @@ def _share(lab: Lab) -> None:
 
 def _resolved(lab: Lab) -> dict[str, Any]:
     """The config with what it left to the machine."""
-    return lab.config.to_dict() | {"compute": {**lab.config.compute, "dtype": lab.bench.dtype}}
+    whole = lab.config.to_dict()
+    return whole | {"compute": whole["compute"] | {"dtype": lab.bench.dtype}}
 
 
 def _keep_compiled(folder: Path) -> None:
