@@ -160,9 +160,7 @@ def _compute(config: ConfigDict) -> None:
     # NVIDIA GPU in bfloat16 (heads up to 128), else gemm
     config.compute.remat = "none"  # activations that training computes again: none | dots (all but products) | full
     config.compute.microbatches = 1  # parts of a batch that are computed one after another
-    config.compute.evaluator = (
-        ConfigDict()
-    )  # the same where all weights train, and gradients take the memory that activations have elsewhere
+    config.compute.evaluator = ConfigDict()  # the same of the evaluator, whose gradients of all weights take more memory than activations
     config.compute.evaluator.remat = "same"  # same (as compute.remat) | none | dots | full
     config.compute.evaluator.microbatches = 0  # 0: as compute.microbatches
     config.compute.slots = 64  # rows that are sampled at a time; adapters that answer in one pass share them

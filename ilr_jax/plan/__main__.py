@@ -259,8 +259,10 @@ def advice(row: Row, program: Any) -> str:
     over = f"needs {(row['memory'] - row['has']) / 2**30:.1f} GiB more than a device has"
     if row["arguments"] > 0.6 * row["has"]:
         return f"{over}; its weights and state take most: raise sharding.fsdp or sharding.tensor, or use more devices"
-    training = f"raise {program.field}, or set {program.field.replace('microbatches', 'remat')}=full if it is not"
-    return f"{over}; its activations or cache take most: {training if 'microbatches' in program.field else f'lower {program.field}'}"
+    change = f"lower {program.field}"
+    if program.field.endswith(".microbatches"):
+        change = f"raise {program.field}, or set {program.field.removesuffix('microbatches')}remat=full if it is not"
+    return f"{over}; its activations or cache take most: {change}"
 
 
 def table(rows: Sequence[Row], chip: Chip | None, count: int) -> Table:
