@@ -168,6 +168,7 @@ def _compute(config: ConfigDict) -> None:
     config.compute.bucket = 64  # prompts are padded to multiples of it: larger, and fewer programs are compiled, each for longer prompts
     config.compute.score_batch = 64  # rows scored at a time
     config.compute.save_every = 60.0  # seconds between training checkpoints
+    config.compute.save_keep = 2  # of a training under way: where the newest is damaged, it goes on from the one before
     config.compute.cache = "~/.cache/ilr_jax/xla"  # compiled programs, reused by later runs; empty: none
 
 

@@ -63,6 +63,7 @@ BOUNDS: dict[str, tuple[int | float, int | float]] = {
     **dict.fromkeys(("evaluator.temperature", "decoding.temperature", "dpo.temperature", "compute.save_every"), NOT_NEGATIVE),
     **dict.fromkeys(("sharding.data", "sharding.fsdp", "sharding.tensor", "compute.evaluator.microbatches"), NOT_NEGATIVE),
     **dict.fromkeys(("compute.microbatches", "compute.slots", "compute.beam_batch", "compute.bucket", "compute.score_batch"), COUNT),
+    "compute.save_keep": COUNT,
 }
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -139,14 +140,20 @@ def choose(
         raise ValueError(f"sharding: wanted a mesh of all {len(devices)} devices of the {jax.process_count()} processes, got {mesh_sizes}")
     if prod(mesh_sizes.values()) == 1:
         return None
-    shape = tuple(mesh_sizes.values())
-    mesh = Mesh(np.array(devices[: prod(shape)]).reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    mesh = Mesh(_grid(tuple(mesh_sizes.values()), devices), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
     table = {name: _rule(name, text, mesh_sizes, needed) for name, text in rules.items()}
     _check_disjoint(table)
     faults = [fault for model in needed for name, count in model.items() if (fault := _fault(name, count, table[name], mesh_sizes))]
     if faults:
         raise ValueError("\n  ".join(["the models cannot be split like this:", *dict.fromkeys(faults)]))
     return Layout(mesh, tuple(sorted(table.items())))
+
+
+def _grid(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
+    """The devices of a mesh: all of them so that its axes lie along a TPU's links, `tensor` first; fewer in the order that they have."""
+    if prod(shape) < len(devices):
+        return np.array(devices[: prod(shape)]).reshape(shape)
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def _sizes(sizes: Mapping[str, int], devices: int, needed: Sequence[Mapping[str, int]], weights: int, memory: int) -> dict[str, int]:

@@ -189,9 +189,9 @@ def fine_tune(
 def fit(bench: Bench, name: str, folder: Path, *args: Any, **options: Any) -> loop.Fitted:
     """`loop.fit` in what survives a kill; of its logs the metrics become part of the stage, TensorBoard's (with times in them) do not."""
     where = folder / "resume"
-    put, mirror = partial(sharding.put_rows, bench.layout), bench.store.mirror
-    done = loop.fit(*args, folder=where, name=name, put=put, save_seconds=bench.config.compute.save_every, mirror=mirror, **options)
-    hosts.told(lambda: _keep_logs(where, folder, bench.store.root / "tensorboard" / folder.name, mirror))
+    options |= {"save_seconds": bench.config.compute.save_every, "keep": bench.config.compute.save_keep, "mirror": bench.store.mirror}
+    done = loop.fit(*args, folder=where, name=name, put=partial(sharding.put_rows, bench.layout), **options)
+    hosts.told(lambda: _keep_logs(where, folder, bench.store.root / "tensorboard" / folder.name, bench.store.mirror))
     return done
 
 

@@ -4,7 +4,8 @@
 #   launch/slurm.sh [--dry-run] [FLAG of ilr_jax.main ...]
 #
 # Run it where jobs are submitted; paths are relative to the repository, and .venv is set up the first time. Jobs of one name run one after
-# another, each going on from the one before: submit as many as the time limit makes necessary. A preempted job queues again by itself.
+# another, each going on from the one before: submit as many as the time limit makes necessary. A preempted job queues again by itself
+# where the cluster is set to.
 set -euo pipefail
 CONFIG=${CONFIG:-configs/gsm8k.py} # the experiment
 WORKDIR=${WORKDIR:-runs/gsm8k}     # its folder, seen by all nodes

@@ -19,7 +19,7 @@ NAME=${NAME:-ilr}                            # of the TPU
 ZONE=${ZONE:-}                               # empty: the one that gcloud is set to
 PROJECT=${PROJECT:-}                         # empty: the one that gcloud is set to
 ACCELERATOR=${ACCELERATOR:-v5litepod-8}      # type and size, as gcloud names them
-RUNTIME=${RUNTIME:-v2-alpha-tpuv5-lite}      # the machine image for that type
+RUNTIME=${RUNTIME:-}                         # the machine image; empty: the one for that type
 SPOT=${SPOT:-}                               # yes: cheaper, and taken away at any time
 SHARE=${SHARE:-}                             # an NFS export, SERVER:/FOLDER, mounted at /mnt/ilr on all hosts
 PYTHON_VERSION=${PYTHON_VERSION:-3.12}       # for the hosts, whose own is too old
@@ -34,7 +34,11 @@ tpu() { run gcloud compute tpus tpu-vm "$@" ${where[@]+"${where[@]}"}; }
 # on WORKERS COMMAND: a line for the shell of these hosts.
 on() { tpu ssh "$NAME" "--worker=$1" "--command=$2"; }
 
-create() { tpu create "$NAME" "--accelerator-type=$ACCELERATOR" "--version=$RUNTIME" ${SPOT:+--spot}; }
+create() {
+  local image=v2-alpha-tpuv5-lite
+  case $ACCELERATOR in v5p*) image=v2-alpha-tpuv5 ;; v6e*) image=v2-alpha-tpuv6e ;; esac
+  tpu create "$NAME" "--accelerator-type=$ACCELERATOR" "--version=${RUNTIME:-$image}" ${SPOT:+--spot}
+}
 
 setup() {
   run mkdir -p runs

@@ -7,6 +7,7 @@ starts for every core would wait for those of the other workers.
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
@@ -16,7 +17,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from jaxtyping import install_import_hook  # noqa: E402
 
-install_import_hook("ilr_jax", "beartype.beartype")
+if "pytest" in sys.modules:  # and not in the processes that tests start, which it would make slow
+    install_import_hook("ilr_jax", "beartype.beartype")
 
 import jax  # noqa: E402
 
@@ -166,7 +168,10 @@ def every_label_usable(patch: pytest.MonkeyPatch) -> None:
 
 
 def child(workdir: str, models: str, *flags: str) -> None:
-    """Run the tiny experiment as the command does, and exit with its code; for tests that send signals, or start several processes."""
+    """Run the tiny experiment as the command does, and exit with its code; for tests that send signals, or start several processes.
+
+    With flags, these say on which mesh and how it starts, and the supervisor trains for long enough to be interrupted.
+    """
     from configs import quickstart
     from ilr_jax import main, rounds
 
@@ -175,10 +180,15 @@ def child(workdir: str, models: str, *flags: str) -> None:
         config, run = make_tiny_config({path.name: path for path in Path(models).iterdir()}), rounds.run
         config.compute.save_every = 0.0  # after every step: whenever it is killed, there is something to go on from
         if flags:
-            config.method, config.weak.epochs = "ilr", 5
-            config.sharding.update({"data": 2, "fsdp": 2, "tensor": 1})
+            config.method, config.weak.epochs, config.compute.save_every = "ilr", 5, 1.0
         if judge := os.environ.get("MADE_UP_JUDGE"):
             config.feedback, config.judge.base_url, config.judge.key_name, config.weak.epochs = "judge", judge, "", 1
             config.endpoint.cache = f"{workdir}-answers"
-        patch.setattr(rounds, "run", lambda _, folder: run(config, folder))
+
+        def begin(given: ConfigDict, folder: str) -> None:
+            if flags:
+                config.sharding = given.sharding
+            run(config, folder)
+
+        patch.setattr(rounds, "run", begin)
         main.leave(main.run(["child", f"--config={quickstart.__file__}", f"--workdir={workdir}", *flags]))

@@ -161,6 +161,8 @@ def test_tpu_vm(copy):
     (create,) = copy.dry("tpu_vm.sh", "create", NAME="it's", ZONE="z", PROJECT="p", ACCELERATOR="v5p-64", RUNTIME="r", SPOT="yes")
     start = ["gcloud", "compute", "tpus", "tpu-vm"]
     assert create == [*start, "create", "it's", "--accelerator-type=v5p-64", "--version=r", "--spot", "--zone=z", "--project=p"]
+    for size, image in {"v5litepod-16": "v2-alpha-tpuv5-lite", "v5p-8": "v2-alpha-tpuv5", "v6e-8": "v2-alpha-tpuv6e"}.items():
+        assert f"--version={image}" in copy.dry("tpu_vm.sh", "create", ACCELERATOR=size)[0]
     (create,) = copy.dry("tpu_vm.sh", "create")
     assert not [word for word in create if word.startswith(("--spot", "--zone", "--project"))]
     steps = [call[4] if call[0] == "gcloud" else call[0] for call in copy.dry("tpu_vm.sh", "resume", SHARE="s:/x")]

@@ -257,21 +257,33 @@ def test_flags_that_cannot_be_are_one_message(flag, capsys, monkeypatch):
     assert BAD[flag] in capsys.readouterr().err
 
 
-def test_a_program_that_the_tpu_compiler_refuses_is_a_row_with_what_it_wants():
+class Refused:
     """libtpu's words; the compiler itself is not asked here."""
 
-    class Refused:
-        stage, times, tokens, flops, field, beside, trains = "SFT", 1, 1, 1.0, "compute.microbatches", 2**30, True
-        arguments = lambda self: 12 * 2**30
+    stage, times, tokens, flops, field, beside, trains = "SFT", 1, 1, 1.0, "compute.microbatches", 2**30, True
+    arguments = lambda self: 12 * 2**30
 
-        def lower(self):
-            raise RuntimeError(
-                "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 29.50G of 15.75G hbm. Exceeded hbm capacity"
-            )
+    def lower(self):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 29.50G of 15.75G hbm. Exceeded hbm capacity")
 
+
+def test_a_program_that_the_tpu_compiler_refuses_is_a_row_with_what_it_wants():
     row = plan._row(Refused(), chips.TPUS["v5e"], None, 1)
     assert row["memory"] == 30.5 * 2**30 and "needs 14.8 GiB more" in row["advice"] and row["hours"] is None
     assert "raise sharding.fsdp" in row["advice"] and row["arguments"] == 12 * 2**30
+
+
+def test_hours_without_those_of_a_refused_program_are_a_bound_from_below(monkeypatch, capsys):
+    refused = plan._row(Refused(), chips.TPUS["v5e"], None, 1)
+    monkeypatch.setattr(plan, "_prepare", lambda *_: None)
+    monkeypatch.setattr(plan, "_devices", lambda *_: jax.devices()[:1])
+    fits, found = refused | {"hours": 2.0, "advice": ""}, {"weak SFT": refused}
+    monkeypatch.setattr(plan, "_row", lambda program, *_: found.get(program.stage, fits))
+    assert plan.run([*FLAGS, "--topology=v5e:1x1", "--only=SFT"]) == 1
+    assert "at least 2.0 hours, 2.0 chip-hours on v5e:1x1" in capsys.readouterr().out
+    found.clear()
+    assert plan.run([*FLAGS, "--topology=v5e:1x1", "--only=SFT"]) == 0
+    assert "\n4.0 hours, 4.0 chip-hours on v5e:1x1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["v5e", "v5e:", "v9:2x2", "v4:2x2x1", "cpu:0", "cpu:\u00b2", "v5e:2xq", "v5p:2x-2"])

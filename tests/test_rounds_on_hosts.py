@@ -15,22 +15,28 @@ from many_processes import ENV, begin, ended, flags, free_address
 from safetensors.numpy import load_file
 
 from ilr_jax import hosts
+from ilr_jax.sharding import MESH_AXES
 
 sys.path.insert(0, str(Path(__file__).parent / "services"))
 from fake_api import chat, serving
 
 EXPERIMENT = """
-import sys
+import os, sys
 sys.path.insert(0, "tests")
 import conftest
+workdir = sys.argv[1]
+def heard(event, words):
+    if event == "open" and words[2] & (os.O_WRONLY | os.O_RDWR) and str(words[0]).startswith(workdir):
+        os.write(1, f"writes {words[0]}\\n".encode())
+sys.addaudithook(heard)
 conftest.child(*sys.argv[1:])
 """
 
 
-def experiment(workdir: Path | str, models: Path, count: int, homes: Path | None = None) -> list[subprocess.Popen]:
+def experiment(workdir: Path | str, models: Path, count: int, mesh: tuple = (1, 2, 2), homes: Path | None = None) -> list[subprocess.Popen]:
     """The tiny experiment on four devices of `count` processes; with `homes` each on a machine of its own."""
-    address = free_address()
-    words = [flags(address, count, number) for number in range(count)] if count > 1 else [["--nodistributed"]]
+    address, sizes = free_address(), [f"--config.sharding.{axis}={size}" for axis, size in zip(MESH_AXES, mesh, strict=True)]
+    words = [[*sizes, *(flags(address, count, number) if count > 1 else [])] for number in range(count)]
     home = lambda number: homes / str(number) if homes else None
     return [begin(EXPERIMENT, str(workdir), str(models), *given, devices=4 // count, home=home(i)) for i, given in enumerate(words)]
 
@@ -56,12 +62,12 @@ def one(tiny_models, tmp_path_factory) -> Path:
     return workdir
 
 
-def assert_same(found: Path, wanted: Path) -> None:
-    """Two workdirs hold the same round, labels and files, and the same adapter up to rounding."""
+def assert_same(found: Path, wanted: Path, atol: float) -> None:
+    """Two workdirs hold the same round, labels and files, and the same adapter up to rounding, which on another mesh is another."""
     (*ours, adapter), (*theirs, other) = refined(found), refined(wanted)
     assert ours == theirs
     for name, weights in adapter.items():
-        np.testing.assert_allclose(other[name], weights, rtol=0, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(other[name], weights, rtol=0, atol=atol, err_msg=name)
 
 
 def test_a_round_on_four_processes_is_that_of_one_also_when_it_was_begun_on_two_of_which_one_was_lost(one, tiny_models, tmp_path):
@@ -83,7 +89,9 @@ def test_a_round_on_four_processes_is_that_of_one_also_when_it_was_begun_on_two_
     said = [ended(process) for process in four]
     assert [process.returncode for process in four] == [0] * 4, said
     assert "weak: " in said[0][1] and "weak: 0/" not in said[0][1] and all("steps" not in words for _, words in said[1:]), said
-    assert_same(many, one)
+    wrote = [[line for line in words.splitlines() if line.startswith("writes ")] for words, _ in said]
+    assert wrote[0] and not any(wrote[1:]), wrote  # their parts of the saves are not written by Python
+    assert_same(many, one, 1e-6)
 
 
 def test_processes_without_a_common_workdir_end_with_a_message(tiny_models, tmp_path):
@@ -99,17 +107,17 @@ def test_processes_without_a_common_workdir_end_with_a_message(tiny_models, tmp_
 def test_two_processes_that_share_a_bucket_alone_are_killed_and_go_on_elsewhere(one, tiny_models, tmp_path, url):
     """Two processes, each with a disk of its own, are killed as they train; two new machines take their last save from the bucket."""
     models, bucket = tiny_models["gemma"].parent, fsspec.filesystem("gs", use_listings_cache=False)
-    two = experiment(url, models, 2, tmp_path / "lost")
+    two = experiment(url, models, 2, (2, 2, 1), tmp_path / "lost")
     while not [name for name in bucket.find(f"{url}/partial") if "/weak-" in name and name.endswith("/resume/resume/2/manifest.json")]:
         assert two[0].poll() is None, two[0].communicate()
         time.sleep(0.2)
     for process in two:
         process.kill()
         process.communicate()
-    two = experiment(url, models, 2, tmp_path / "new")
+    two = experiment(url, models, 2, (2, 1, 2), tmp_path / "new")
     said = [ended(process) for process in two]
     assert [process.returncode for process in two] == [0, 0] and "weak: " in said[0][1] and "weak: 0/" not in said[0][1], said
-    assert_same(tmp_path / "new" / "0" / ".cache" / "ilr_jax" / "workdirs" / url.removeprefix("gs://"), one)
+    assert_same(tmp_path / "new" / "0" / ".cache" / "ilr_jax" / "workdirs" / url.removeprefix("gs://"), one, 1e-4)
     assert not bucket.find(f"{url}/partial")
 
 
@@ -120,7 +128,7 @@ def test_a_slow_judge_behind_an_endpoint_is_asked_by_one_process_and_awaited_by_
     late.pause = 40.0
     with serving(lambda path, body: chat("B", verdict), [late]) as api:
         monkeypatch.setitem(ENV, "MADE_UP_JUDGE", api.url)
-        two = experiment(tmp_path / "run", tiny_models["gemma"].parent, 2)
+        two = experiment(tmp_path / "run", tiny_models["gemma"].parent, 2, (4, 1, 1))
         said = [ended(process) for process in two]
     assert [process.returncode for process in two] == [0, 0], said
     asked = [json.dumps(body) for _, body in api.asked]

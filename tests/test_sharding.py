@@ -263,6 +263,14 @@ def test_open_axes_follow_from_size_and_devices(sizes, weights, wanted):
     assert where is not None and tuple(where.mesh.shape.values()) == wanted
 
 
+def test_several_processes_use_all_their_devices(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert layout((2, 2, 2)) is not None
+    message = "sharding: wanted a mesh of all 8 devices of the 2 processes, got {'data': 2, 'fsdp': 1, 'tensor': 2}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        layout((2, 1, 2))
+
+
 def test_one_device_needs_no_layout():
     assert layout(MESHES[0]) is None
     assert sharding.row_multiple(None, 3) == 1 and sharding.row_multiple(layout((2, 4, 1)), 2) == 4

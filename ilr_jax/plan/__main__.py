@@ -59,18 +59,21 @@ def run(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    chip_hours = sum(row["hours"] * prod(shape) for row in rows if row["hours"] is not None)
+    hours = sum(row["hours"] for row in rows if row["hours"] is not None)
+    whole = chip is not None and chip.clock is not None and all(row["hours"] is not None for row in rows)
     Console(width=max(WIDTH, Console().width)).print(table(rows, chip, prod(shape)))
     bound = "by the CPU's compiler, which may want twice what the card's does, " if chip is chips.H100 else ""
     for row in rows:
         if row["advice"]:
-            print(f"{row['program']}: {bound}{row['advice']}")
-    if chip_hours:
-        least = "" if chip and chip.clock else "at least "  # where no compiler was asked
-        print(f"{least}{chip_hours:,.1f} chip-hours on {options.topology}, loading, compiling and work of the host apart")
+            row["advice"] = bound + row["advice"]
+            print(f"{row['program']}: {row['advice']}")
+    if hours:
+        least = "" if whole else "at least "  # no compiler was asked, or it refused a program and told no time
+        total = f"{hours:,.1f} hours, {hours * prod(shape):,.1f} chip-hours"
+        print(f"{least}{total} on {options.topology}, loading, compiling and work of the host apart")
     if options.json:
-        text = json.dumps({"topology": options.topology, "chip_hours": chip_hours or None, "programs": rows}, indent=1)
-        Path(options.json).write_text(text + "\n", encoding="utf-8")
+        found = {"topology": options.topology, "whole": whole, "chip_hours": hours * prod(shape) or None, "programs": rows}
+        Path(options.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 1 if not bound and any(row["advice"] for row in rows) else 0
 
 

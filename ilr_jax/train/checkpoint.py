@@ -23,7 +23,7 @@ from ilr_jax import files, hosts
 from ilr_jax.files import StorageError
 from ilr_jax.mirror import Mirror
 from ilr_jax.sharding import Layout, paths, put_weights
-from ilr_jax.train.saves import Saves
+from ilr_jax.train.saves import KEEP, Saves
 
 HERE = Mirror(".")  # of folders that no bucket stands behind
 
@@ -50,10 +50,10 @@ class Saver:
     All processes use it alike. One save is under way at a time; leaving the block waits for it.
     """
 
-    def __init__(self, folder: Path, mirror: Mirror = HERE):
-        """With a bucket, arrays go straight there, from every process, and the files of `folder` with each save."""
+    def __init__(self, folder: Path, mirror: Mirror = HERE, keep: int = KEEP):
+        """With a bucket, arrays go straight there, from every process, and the files of `folder` with each save; `keep` saves stay."""
         self._folder, self._mirror = folder, mirror
-        self._saves, self._writer = _saves(folder, mirror), ocp.StandardCheckpointer()
+        self._saves, self._writer = _saves(folder, mirror, keep), ocp.StandardCheckpointer()
         self._pool = ThreadPoolExecutor(1)
         self._under_way: Future[None] | None = None
 
@@ -73,7 +73,7 @@ class Saver:
                 logging.getLogger(__name__).warning("the save that was under way is lost: %s", error)
 
     def begin(self, step: int, tree: Any, note: Mapping[str, Any]) -> None:
-        """Commit `tree` (arrays) and `note` (JSON) as the state after `step` steps; the step before it stays, older ones go.
+        """Commit `tree` (arrays) and `note` (JSON) as the state after `step` steps; older saves go, but those to keep.
 
         All or nothing: a save counts when its manifest is written, last. StorageError if the disk refuses, or refused the save before.
         """
@@ -124,9 +124,9 @@ class Saver:
             raise
 
 
-def _saves(folder: Path, mirror: Mirror) -> Saves:
+def _saves(folder: Path, mirror: Mirror, keep: int = KEEP) -> Saves:
     """Where process 0 has the saves of the run in `folder`, in all processes."""
-    return Saves(hosts.told(lambda: mirror.twin(folder / "resume")))
+    return Saves(hosts.told(lambda: mirror.twin(folder / "resume")), keep)
 
 
 def _not_raised_too(record: logging.LogRecord) -> bool:

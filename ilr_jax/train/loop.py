@@ -21,6 +21,7 @@ from ilr_jax import files, hosts, interruption
 from ilr_jax.mirror import Mirror
 from ilr_jax.train.checkpoint import HERE, Saver, restore
 from ilr_jax.train.journal import Journal
+from ilr_jax.train.saves import KEEP
 from ilr_jax.train.state import Trainable, TrainState
 from ilr_jax.train.steps import Step
 
@@ -132,6 +133,7 @@ def fit(
     on_snapshot: Callable[[int, Trainable], None] | None = None,
     save_seconds: float = 60.0,
     save_steps: int | None = None,
+    keep: int = KEEP,
     mirror: Mirror = HERE,
 ) -> Fitted:
     """Train from `state` for `steps` steps on `batch_at(0)`, `batch_at(1)`, ..., or go on from the save in `folder`.
@@ -139,18 +141,19 @@ def fit(
     The state is donated, so that it is in memory once: do not use it, or what it was made from, afterwards. `put` moves a batch to the
     devices. `validate` gives a loss every `validate_every` steps and at the end; after `patience` of them that are no better than the best,
     training stops, and the best weights are returned. `on_snapshot(i, trainable)` gets a copy after i/`snapshots` of the steps; after a
-    kill it may be called again, with the same. Saves every `save_seconds` (less often where that holds it up) or `save_steps`, in the
-    bucket that `mirror` may have. Writes `metrics.jsonl` and `tensorboard/` into `folder`. A signal to any process makes all save after the
-    same step and raise Interrupted, where `interruption` listens. Raises NonFiniteLoss, StorageError, and what `batch_at` raises.
+    kill it may be called again, with the same. Saves every `save_seconds` (less often where that holds it up) or `save_steps`, in
+    `folder` or the bucket of `mirror`; the newest `keep` stay. Writes `metrics.jsonl` and `tensorboard/` into `folder`. A signal to any
+    process makes all save after the same step and raise Interrupted, where `interruption` listens. Raises NonFiniteLoss, StorageError,
+    and what `batch_at` raises.
     """
     if steps < 1 or patience < 1 or (validate and validate_every < 1):
-        wanted = "steps and patience >= 1, and validate_every >= 1 with validate"
-        raise ValueError(f"{name}: wanted {wanted}; got {steps}, {patience} and {validate_every}")
+        got = f"{steps}, {patience} and {validate_every}"
+        raise ValueError(f"{name}: wanted steps and patience >= 1, and validate_every >= 1 with validate; got {got}")
     folder = Path(folder)
     run = _start(state, folder, mirror, keep_best=validate is not None)
     late, agreed = [], hosts.voting()
     batches = _ahead(lambda i: put(batch_at(i)), run.done, steps)
-    journals, saves = Journal(folder, name, run.done, steps), Saver(folder, mirror)
+    journals, saves = Journal(folder, name, run.done, steps), Saver(folder, mirror, keep)
     with journals as journal, closing(batches), interruption.held() as noticed, saves as saver:
         while run.done < steps and run.bad < patience:
             run.state, metrics = step_fn(run.state, frozen, next(batches))

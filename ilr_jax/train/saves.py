@@ -18,7 +18,7 @@ from etils import epath
 from ilr_jax import files
 from ilr_jax.mirror import MANIFEST, bucket, contents, reached
 
-KEPT = 2
+KEEP = 2  # unless a run says otherwise
 
 
 class Damaged(ValueError):
@@ -26,10 +26,10 @@ class Damaged(ValueError):
 
 
 class Saves:
-    """The saves under `address`, an absolute path or the address of a folder in a bucket."""
+    """The saves under `address`, an absolute path or the address of a folder in a bucket; the newest `keep` stay."""
 
-    def __init__(self, address: str):
-        self.address = address
+    def __init__(self, address: str, keep: int = KEEP):
+        self.address, self._keep = address, keep
         self._remote = "://" in address
         self._files = bucket() if self._remote else fsspec.filesystem("file")
 
@@ -74,7 +74,7 @@ class Saves:
             self._files.rm(folder, recursive=True)
 
     def commit(self, step: int, body: Mapping[str, Any]) -> None:
-        """Make what was written a save that says `body` of itself (JSON), and remove all but the newest KEPT."""
+        """Make what was written a save that says `body` of itself (JSON), and remove all but the newest."""
         text = json.dumps({**body, "step": step, "files": self._checksums(step)}, sort_keys=True)
         data, path = f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode(), self.of(step) / MANIFEST
         if self._remote:
@@ -83,7 +83,7 @@ class Saves:
         else:
             files.write_bytes(Path(path), data)
             files.sync_folder(Path(self.address))
-        for old in self.steps()[KEPT:]:
+        for old in self.steps()[self._keep :]:
             self.remove(old)
 
     def newest(self) -> dict[str, Any] | None:

@@ -39,6 +39,14 @@ def test_newest_save_comes_back_with_its_note(tmp_path):
     assert sorted(p.name for p in (tmp_path / "resume").iterdir()) == ["100", "20"]
 
 
+@pytest.mark.parametrize(("keep", "left"), [(1, [100]), (3, [100, 20, 5])])
+def test_as_many_saves_stay_as_are_asked_for(tmp_path, keep, left):
+    with checkpoint.Saver(tmp_path, keep=keep) as saver:
+        for step in (3, 5, 20, 100):
+            saver.begin(step, shifted(step), {})
+    assert Saves(str(tmp_path / "resume")).steps() == left
+
+
 def test_what_is_read_takes_the_room_of_what_was_there(tmp_path):
     first = like()
     assert checkpoint.restore(tmp_path, first) is None and not any(x.is_deleted() for x in jax.tree.leaves(first))
