@@ -28,9 +28,10 @@ def packed(lengths=(9, 15), seed=3) -> Rows:
     return Rows(tokens, np.concatenate([np.arange(n) for n in lengths])[None].astype(np.int32), segments)
 
 
+@pytest.mark.parametrize("lengths", ((9, 15), (90, 101)), ids=("short", "several blocks"))
 @pytest.mark.parametrize("attention", ("gemm", "xla"))
-def test_packed_documents_do_not_see_each_other(model, attention):
-    rows = packed()
+def test_packed_documents_do_not_see_each_other(model, attention, lengths):
+    rows = packed(lengths)
     run = lambda rows: tiny.hidden(*model, rows, attention=attention)
     before = run(rows)
     for own in (1, 2):
@@ -38,8 +39,9 @@ def test_packed_documents_do_not_see_each_other(model, attention):
         after = run(rows._replace(tokens=np.where(other, (rows.tokens + 7) % 61, rows.tokens)))
         np.testing.assert_array_equal(after[~other], before[~other])
         assert (after[other] != before[other]).mean() > 0.9
-    alone = Rows(*(np.roll(x * (rows.segments == 2), -9, axis=1) for x in rows))  # the second document, then padding
-    np.testing.assert_allclose(before[:, 9:], run(alone)[:, :15], rtol=0, atol=1e-5)
+    first, second = lengths
+    alone = Rows(*(np.roll(x * (rows.segments == 2), -first, axis=1) for x in rows))  # the second document, then padding
+    np.testing.assert_allclose(before[:, first:], run(alone)[:, :second], rtol=0, atol=1e-5)
 
 
 def test_causal(model):

@@ -29,10 +29,11 @@ def test_dpo_of_the_reference_itself_is_log_two():
     np.testing.assert_allclose(metrics["rewards/margins"], 0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("lengths", "row", "width"), [([14, 9, 11], 64, 40), ([60, 50, 47], 256, 160)], ids=["short", "several blocks"])
 @pytest.mark.parametrize("attention", ["gemm", "xla"])
-def test_answers_of_a_row_know_nothing_of_each_other(attention):
+def test_answers_of_a_row_know_nothing_of_each_other(attention, lengths, row, width):
     """Other tokens in one answer, or in a whole preference, leave all other answers' log-probabilities bit-equal."""
-    batch = batches.pair_rows([tiny.preferences([14, 9, 11])], 0, 64, 40, 3)
+    batch = batches.pair_rows([tiny.preferences(lengths)], 0, row, width, 3)
     run = steps.token_log_probs(replace(tiny.SETUP, attention=attention))
     values = lambda tokens: np.asarray(run(tiny.adapters(), tiny.base(), batch._replace(rows=batch.rows._replace(tokens=tokens))))
     rows, before = batch.rows, values(batch.rows.tokens)
