@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import every_label_usable, make_tiny_config
@@ -16,10 +17,11 @@ from safetensors.numpy import load_file
 
 from ilr_jax import export, provenance, refinement, report, rounds, stages
 from ilr_jax.files import read_json
-from ilr_jax.models import flops
+from ilr_jax.models import decoder, flops
 from ilr_jax.models.lora import Lora
 from ilr_jax.roles import Model
 from ilr_jax.store import Store
+from ilr_jax.types import Rows
 
 
 def payload(workdir: Path) -> dict[str, bytes]:
@@ -175,6 +177,31 @@ def test_another_config_is_refused_but_another_method_or_seed_is_not(finished, t
     config.alpha = 0.5
     with pytest.raises(ValueError, match=r"different config.*\n.*alpha: wanted 0.15, got 0.5"):
         rounds.run(config, finished)
+
+
+def test_a_second_run_finds_its_programs_on_disk(tiny_config, tmp_path, monkeypatch):
+    """In another workdir, with nothing in memory: all that the first run kept."""
+
+    def compiles(lab):
+        """A method of one program, which takes several times the tenth of a second from which on programs are kept."""
+        config, rows = Model(lab.config.weak.model, "float32").config, Rows(*np.ones((3, 1, 8), np.int32))
+        jax.jit(jax.grad(lambda params: decoder.bind(config, params)(rows)[0].sum())).lower(decoder.abstract(config)).compile()
+        yield rounds.BLANK
+
+    monkeypatch.setitem(rounds.METHODS, "sft", compiles)
+    folder, hits = tmp_path / "xla", []
+    tiny_config.method, tiny_config.compute.cache = "sft", str(folder)
+    note = lambda event, **_: hits.append(event) if event.endswith("/cache_hits") else None
+    jax.monitoring.register_event_listener(note)
+    try:
+        rounds.run(tiny_config, tmp_path / "one")
+        kept = len(list(folder.glob("*-cache")))
+        assert kept > 0 and not hits
+        jax.clear_caches()
+        rounds.run(tiny_config, tmp_path / "two")
+        assert len(hits) >= kept
+    finally:
+        jax.monitoring.unregister_event_listener(note)
 
 
 def test_unknown_method_is_refused(tiny_config, tmp_path):
