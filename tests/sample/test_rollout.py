@@ -1,5 +1,7 @@
 """Samples from the engine are what the slowest decoder says, whatever else is being decoded."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import sample_models as tiny
 
 from ilr_jax.models import decoder, lora
 from ilr_jax.sample import generate as generation
-from ilr_jax.sample import sampling, slots
+from ilr_jax.sample import rollout, sampling, slots
 from ilr_jax.sample.generate import generate
 from ilr_jax.sample.requests import Request
 from ilr_jax.sample.rollout import SamplingSettings
@@ -139,6 +141,31 @@ def test_programs_are_compiled_once_per_prompt_length(monkeypatch):
     assert len(bound) == 2
     run("gemma", tiny.requests(11, seed=4, longest=8) + [Request([1] * 12, 0, 3)], **sizes)
     assert len(bound) == 4
+
+
+class Sealed:
+    """An array on the device, of which the host knows no more than its shape."""
+
+    def __init__(self, array):
+        self.array, self.shape = array, array.shape
+
+    def look(self, *_, **__):
+        raise AssertionError("looked at between two fetches")
+
+    __array__ = __bool__ = __int__ = __float__ = __index__ = __iter__ = __getitem__ = look
+
+
+def test_the_host_looks_at_the_device_once_a_chunk(monkeypatch):
+    """In one fetch of all that it needs: any other look would wait for the device once more."""
+    seen, opened = [], partial(jax.tree.map, lambda x: x.array if isinstance(x, Sealed) else x)
+    note = lambda what, call: lambda *given: (seen.append(what), call(*opened(given)))[1]
+    for name in ("blank", "admit", "advance"):
+        call = note(name, getattr(rollout, name))
+        monkeypatch.setattr(rollout, name, lambda *given, call=call: jax.tree.map(Sealed, call(*given)))
+    monkeypatch.setattr(jax, "device_get", note("fetch", jax.device_get))
+    assert len(run("gemma", REQUESTS)) == len(REQUESTS)
+    chunks = [what for what in seen if what not in ("blank", "admit")]
+    assert chunks == ["advance", "fetch"] * (len(chunks) // 2) and len(chunks) > 6 and seen.count("admit") == len(REQUESTS)
 
 
 def test_golden_tokens():
