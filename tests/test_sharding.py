@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from ilr_jax import evaluator, sharding
+from ilr_jax import batches, evaluator, sharding
 from ilr_jax.models import config as configs
 from ilr_jax.models import decoder, lora
 from ilr_jax.models.lora import Lora
@@ -154,20 +154,30 @@ def test_decoding_is_that_of_one_device(mesh, name, how, k):
     assert sampled(name, mesh, how, k) == sampled(name, MESHES[0], how, k)
 
 
+def questions(lengths):
+    """As a model that judges is asked: which of two letters comes next."""
+    prompts = [np.random.default_rng(n).integers(0, 61, n).tolist() for n in lengths]
+    ((_, batch),) = batches.options(prompts, (7, 9), len(prompts), 0)
+    return batch
+
+
+SCORES = {
+    "evaluator's scores": (steps.class_probabilities, tiny_runs.class_batch, "evaluator"),
+    "log-probabilities": (steps.sequence_log_probs, tiny_runs.batch, "sft"),
+    "letters": (steps.token_log_probs, questions, ""),
+}
+
+
 @meshes
-@pytest.mark.parametrize("kind", ["evaluator's scores", "log-probabilities"])
+@pytest.mark.parametrize("kind", SCORES)
 def test_scores_are_those_of_one_device(kind, mesh):
-    """Two adapters, or an evaluator's weights."""
-    run, make_batch, trained = (
-        (steps.class_probabilities, tiny_runs.class_batch, "evaluator")
-        if kind == "evaluator's scores"
-        else (steps.sequence_log_probs, tiny_runs.batch, "sft")
-    )
+    """An evaluator's weights, two adapters, or the bare base."""
+    run, make_batch, trained = SCORES[kind]
 
     def scores(mesh):
         where = layout(mesh)
         setup = replace(SETUP, layout=where, lora=None if trained == "evaluator" else SETUP.lora)
-        tree, frozen = trainable(trained), {} if trained == "evaluator" else base()
+        tree, frozen = trainable(trained) if trained else {}, {} if trained == "evaluator" else base()
         put = lambda tree: sharding.put_weights(where, tree)
         return jax.device_get(run(setup)(put(tree), put(frozen), sharding.put_rows(where, make_batch(LENGTHS))))
 
