@@ -36,7 +36,8 @@ def main(name: str, size: str, path: str, *rest: str) -> None:
         row["roof"]["share"] = share(row["roof"], reached)
     row |= {"wall": time.perf_counter() - start, "peak_bytes": peak_memory(), "others_busy": others, "roofs": reached}
     row |= {"lengths": "GSM8K's" if os.environ.get("ILR_GSM8K_PATH") else "drawn"}
-    row |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine(), "torch_device": peers.DEVICE}
+    row |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "torch_device": peers.DEVICE}
+    row |= {"machine": machine() | {"torch_threads": peers.torch.get_num_threads()}}
     Path(path).write_text(json.dumps(row))
 
 

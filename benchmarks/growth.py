@@ -131,7 +131,7 @@ COLLECTIVE = re.compile(r"= (\(?[^=]*?) (?:all-gather|all-reduce|reduce-scatter|
 
 
 def collective_bytes(program: str) -> int:
-    """Bytes that the collectives of a compiled program give out, those inside a loop once."""
+    """Bytes of the results of a compiled program's collectives on one device, those inside a loop once."""
     found = 0
     for result in COLLECTIVE.findall(program):
         for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", result):
@@ -141,7 +141,7 @@ def collective_bytes(program: str) -> int:
 
 
 def devices(counts: Sequence[int] = (2, 4, 8)) -> list[tuple[int, float]]:
-    """Bytes that a device gets in a step with weights split over so many emulated devices."""
+    """Bytes of collectives' results, on one device, in a step with weights split over so many emulated devices."""
     found = []
     for n in counts:
         env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={n}"}
@@ -232,7 +232,7 @@ CURVES = {
     "layers": (layers, "layers", "s to compile a step"),
     "slots": (slots, "slots", "s for a decoding step"),
     "adapters": (adapters, "adapters", "s for a step, 1,024 tokens each"),
-    "devices": (devices, "devices (fsdp)", "bytes received in a step"),
+    "devices": (devices, "devices (fsdp)", "bytes of collectives' results in a step"),
     "rounds": (rounds, "rounds of ILR", "s for all stages, 100 labels"),
     "labels": (labels, "labels", "s for a round without models"),
 }

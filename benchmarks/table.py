@@ -1,6 +1,7 @@
 """docs/performance.md from the results: every figure beside its floor, its goal and its roof. Imports neither JAX nor PyTorch."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
@@ -24,7 +25,18 @@ def _sides(row: Mapping[str, Any]) -> tuple[str, str]:
     return f"{_number(row['ours'])} {unit}", f"{_number(row['peer'])} {unit}"
 
 
-def _line(case: Case, row: Mapping[str, Any]) -> str:
+def _lengths(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Of texts, in most of the rows."""
+    return Counter(map(_own_lengths, rows.values())).most_common(1)[0][0]
+
+
+def _own_lengths(row: Mapping[str, Any]) -> str:
+    return {"drawn": "drawn", "GSM8K's": "of GSM8K", None: "not told"}[row.get("lengths")]
+
+
+def _line(case: Case, row: Mapping[str, Any], lengths: str) -> str:
+    own = _own_lengths(row)
+    what = case.what + (f" (lengths: {own})" if own != lengths else "")
     ratio = f"{row['ratio']:.2f}" + (f" [{row['least']:.2f}, {row['most']:.2f}]" if "least" in row else "")
     at_most = "≤ " if case.least else ""
     roof = f"{row['roof']['share']:.0%} of {row['roof']['kind']}" if "share" in row.get("roof", {}) else ""
@@ -33,7 +45,7 @@ def _line(case: Case, row: Mapping[str, Any]) -> str:
     taken = [_number(size / 2**20) for side in ("ours", "peer") if (size := row.get(f"{side}_memory_bytes")) is not None]
     memory = f"{' and '.join(taken)} MiB" if taken else ""
     return (
-        f"| {case.number} | {case.what} | {case.peer} | {ratio} | {wanted} | {' | '.join(_sides(row))} | {roof} | {compiling} | {memory} |"
+        f"| {case.number} | {what} | {case.peer} | {ratio} | {wanted} | {' | '.join(_sides(row))} | {roof} | {compiling} | {memory} |"
     )
 
 
@@ -48,7 +60,8 @@ def _machine(rows: Mapping[str, Mapping[str, Any]]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in of["versions"].items() if version)
     roof = {kind: _roof(rows, kind) for kind in ("float32", "bfloat16", "bytes")}
     rates = f"products of matrices {roof['float32']} GFLOP/s in float32 and {roof['bfloat16']} in bfloat16, memory {roof['bytes']} GB/s"
-    return f"Measured on {where} ({row['date'][:10]}); {versions}. Roofs, medians of the rows that name them: {rates}."
+    measured = f"Measured on {where} ({row['date'][:10]}); {versions}. Lengths: {_lengths(rows)}"
+    return f"{measured}. Roofs, medians of the rows that name them: {rates}."
 
 
 def _roof(rows: Mapping[str, Mapping[str, Any]], kind: str) -> str:
@@ -63,7 +76,7 @@ def figures(results: Path) -> str:
         rows = json.loads(path.read_text()).get("cases")
         if rows is None:  # growth's
             continue
-        lines = [_line(CASES[name], rows[name]) for name in CASES if name in rows]
+        lines = [_line(CASES[name], rows[name], _lengths(rows)) for name in CASES if name in rows]
         parts.append("\n".join([_machine(rows), "", HEAD, *lines]))
     return "\n\n".join(parts)
 
