@@ -205,7 +205,7 @@ def beam(size: Size) -> dict[str, Any]:
         found["peer"] = [rows[i] for i in range(count)]
         return float(sum(map(len, found["peer"])))
 
-    batch = best(size.batches, lambda b: partial(theirs, max(1, b // BEAMS)))
+    batch = best([b for b in size.batches if b <= count * BEAMS], lambda b: partial(theirs, max(1, b // BEAMS)))
 
     def same() -> None:
         equal = sum(a == b for a, b in zip(found["ours"], found["peer"], strict=True))

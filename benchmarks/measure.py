@@ -26,6 +26,7 @@ Side = Callable[[], float]  # does the work once, to the end, and says how much 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "peft", "trl")
 STAT, STATUS, CLEAR = Path("/proc/stat"), Path("/proc/self/status"), Path("/proc/self/clear_refs")
 QUIET = 0.15  # of one core
+QUICK = 15.0  # seconds; what is done sooner is tried again once it is warm
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,16 @@ def _memory(side: Side) -> int | None:
 
 
 def best(settings: Sequence[Setting], make: Callable[[Setting], Side]) -> Setting:
-    """The one of a peer's settings that does most per second, each tried once; a single one needs no trial."""
+    """The one of a peer's settings that does most per second; a single one needs no trial.
+
+    Each is tried once, and if that was quick once more, where the first time was to warm up.
+    """
     if len(settings) == 1:
         return settings[0]
-    tried = [_timed(make(setting)) for setting in settings]
+    tried = []
+    for setting in settings:
+        first = _timed(side := make(setting))
+        tried.append(_timed(side) if first[0] < QUICK else first)
     return settings[max(range(len(tried)), key=lambda i: tried[i][2] / tried[i][0])]
 
 

@@ -58,13 +58,13 @@ class Size:
     scored: int
     queue: int
     micro: tuple[int, ...]  # what to try as a peer's batch in training and scoring
-    batches: tuple[int, ...]  # and in decoding
+    batches: tuple[int, ...]  # and in decoding, in rows
     slots: int
     repeats: int
 
 
 SIZES = {
-    "cpu": Size("cpu", "mistral", "gemma", 8, 256, 64, 192, 16, 64, 100, 3736, (1, 4, 16), (16, 32, 64), 32, 5),
+    "cpu": Size("cpu", "mistral", "gemma", 8, 256, 64, 192, 16, 64, 100, 3736, (1, 4, 16), (16, 32, 64, 96, 192), 32, 5),
     "smoke": Size("smoke", "mistral", "gemma", 4, 128, 32, 12, 4, 32, 16, 1024, (4,), (8,), 16, 3),
 }
 
