@@ -6,7 +6,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # else PyTorch's idle threads would take the cores while the other side runs
 import torch  # noqa: E402
 from datasets import Dataset  # noqa: E402
-from peft import PeftModel  # noqa: E402
+from peft import PeftModel, get_peft_model_state_dict  # noqa: E402
 from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast  # noqa: E402
 
@@ -41,6 +41,11 @@ def with_adapter(shape: Shape, dtype: str = "float32", checkpointing: bool = Fal
         base.gradient_checkpointing_enable({"use_reentrant": False})
         base.enable_input_require_grads()
     return PeftModel.from_pretrained(base, folder, is_trainable=True).train()
+
+
+def adapter(trained: Any) -> dict[str, Any]:
+    """Its weights, by the keys of PEFT's files."""
+    return {key: value.float().cpu().numpy() for key, value in get_peft_model_state_dict(trained).items()}
 
 
 def autocast(dtype: str) -> Any:
@@ -94,10 +99,17 @@ class Sft:
         self.arguments = SFTConfig(**settings(batch, micro), completion_only_loss=True, max_length=None)
         self.work, self.loss = float(texts.tokens), float("nan")
 
-    def __call__(self) -> float:
+    def trainer(self) -> Any:
+        """A fresh one, with the examples as it takes them."""
         from trl.trainer.sft_trainer import SFTTrainer
 
-        data = Dataset.from_list(self.rows)
-        self.loss = SFTTrainer(self.trained, args=self.arguments, train_dataset=data, processing_class=self.tokens).train().training_loss
+        return SFTTrainer(self.trained, args=self.arguments, train_dataset=Dataset.from_list(self.rows), processing_class=self.tokens)
+
+    def targets(self) -> int:
+        """How many tokens the loss of an epoch is on."""
+        return sum(int((part["labels"] != -100).sum()) for part in self.trainer().get_train_dataloader())
+
+    def __call__(self) -> float:
+        self.loss = self.trainer().train().training_loss
         wait()
         return self.work

@@ -54,7 +54,7 @@ def ours(made: Shape, data: Sides, dtype: str, reference: bool, losses: dict[str
         epochs = Epochs((len(rows),), BATCH, 1, 0)
         step = steps.dpo_step(setup, OPTIMIZER, BETA)
         at = batches.preferences(rows, epochs, 0, 0, Packing(lora.even_length(made.config)))
-        (losses["ours"],) = fitted(step, state.init(made.adapters(), OPTIMIZER, epochs.totals), params, at, epochs.steps)
+        ((losses["ours"],), _) = fitted(step, state.init(made.adapters(), OPTIMIZER, epochs.totals), params, at, epochs.steps)
         return tokens(data)
 
     return run

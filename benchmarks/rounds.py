@@ -6,7 +6,7 @@ from benchmarks import peers
 from benchmarks.decoding import Ours, agree_greedy, dtype, sampled
 from benchmarks.measure import Side, agree, best, race
 from benchmarks.shapes import Size, Texts, shape, texts
-from benchmarks.training import BATCH, EPOCH_LOSS, Epoch, agree_scores, comparisons, ours_scored, peer_scored
+from benchmarks.training import BATCH, Epoch, agree_scores, comparisons, ours_scored, peer_scored, stepped
 
 
 def in_turn(sides: list[Side], work: float) -> Side:
@@ -35,7 +35,8 @@ def refinement(size: Size) -> dict[str, Any]:
 
     def same() -> None:
         for i, side in enumerate(trained):
-            agree(f"mean loss of half {i}", learned.losses[i], side.loss, EPOCH_LOSS)
+            stepped(learned, i, side)
+        agree("tokens that the losses are on", learned.targets(), sum(side.targets() for side in trained), 0.0)
         agree_greedy(made, data)
         agree_scores(scores, verdicts, dtype())
 

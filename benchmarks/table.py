@@ -44,9 +44,7 @@ def _line(case: Case, row: Mapping[str, Any], lengths: str) -> str:
     compiling = f"{_number(row['ours_compile_seconds'])} s" if "ours_compile_seconds" in row else ""
     taken = [_number(size / 2**20) for side in ("ours", "peer") if (size := row.get(f"{side}_memory_bytes")) is not None]
     memory = f"{' and '.join(taken)} MiB" if taken else ""
-    return (
-        f"| {case.number} | {what} | {case.peer} | {ratio} | {wanted} | {' | '.join(_sides(row))} | {roof} | {compiling} | {memory} |"
-    )
+    return f"| {case.number} | {what} | {case.peer} | {ratio} | {wanted} | {' | '.join(_sides(row))} | {roof} | {compiling} | {memory} |"
 
 
 def _machine(rows: Mapping[str, Mapping[str, Any]]) -> str:

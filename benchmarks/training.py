@@ -10,20 +10,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors.numpy import load_file
 
 from benchmarks import peers
 from benchmarks.measure import Side, agree, best, near, race
 from benchmarks.shapes import LORA, Shape, Size, Texts, shape, texts
 from ilr_jax import batches, evaluator
 from ilr_jax.batches import Epochs, Packing
-from ilr_jax.models import flops, lora
+from ilr_jax.models import flops, lora, peft
 from ilr_jax.train import loop, state, steps
 from ilr_jax.train.optimizer import OptimizerConfig
 from ilr_jax.train.steps import Setup
+from ilr_jax.types import Batch
 
 OPTIMIZER = OptimizerConfig("adamw", peers.RATE, warmup=0.0, schedule="constant", clip=1.0)
 BATCH = 32  # the paper's
 EPOCH_LOSS = 1e-2  # how far losses of an epoch may be apart: the two sides take its examples in different order
+STEP_LOSS = {"float32": 1e-4, "bfloat16": 1e-2}  # and those of a step on the same examples
+TURNED = {"float32": 1e-3, "bfloat16": 0.2}  # the share of weights that rounding may move the other way in it
 
 
 def trained(setup: Setup, tree: Any, total: int = 1000) -> Any:
@@ -45,21 +49,23 @@ class Steps:
 
 
 class TorchSteps:
-    """The peer's step, repeated on one batch: loss, backward, clip, AdamW."""
+    """The peer's step, repeated on one batch: the loss of each of its parts and backward, then clip and AdamW; losses add up."""
 
-    def __init__(self, model: Any, loss: Callable[[], Any], work: float, dtype: str = "float32"):
-        self.model, self.of, self.work, self.dtype = model, loss, work, dtype
+    def __init__(self, model: Any, parts: list[Callable[[], Any]], work: float, dtype: str = "float32"):
+        self.model, self.parts, self.work, self.dtype = model, parts, work, dtype
         self.optimizer = peers.optimizer(model)
         self.loss = float("nan")
 
     def __call__(self) -> float:
-        with peers.autocast(self.dtype):
-            loss = self.of()
-        loss.backward()
+        self.loss = 0.0
+        for part in self.parts:
+            with peers.autocast(self.dtype):
+                loss = part()
+            loss.backward()
+            self.loss += float(loss.detach())
         peers.torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.loss = float(loss.detach())
         peers.wait()
         return self.work
 
@@ -73,8 +79,8 @@ def full_rows(size: Size, dtype: str, remat: bool = False) -> dict[str, Any]:
     setup = Setup(made.config, LORA, dtype, remat="full" if remat else "none")
     ours = Steps(steps.sft_step(setup, OPTIMIZER), trained(setup, made.adapters()), made.params(dtype), batch, tokens)
     model, inputs = peers.with_adapter(made, dtype, remat), peers.torch.tensor(ids, device=peers.DEVICE)
-    peer = TorchSteps(model, lambda: model(input_ids=inputs, labels=inputs, use_cache=False).loss, tokens, dtype)
-    same = lambda: agree("loss of the first step", ours.loss, peer.loss, 1e-4 if dtype == "float32" else 1e-2)
+    peer = TorchSteps(model, [lambda: model(input_ids=inputs, labels=inputs, use_cache=False).loss], tokens, dtype)
+    same = lambda: agree("loss of the first step", ours.loss, peer.loss, STEP_LOSS[dtype])
     row = race(ours, peer, "tokens", size.repeats, same).row()
     return row | {"roof": roof(flops.adapters(made.config, LORA) * row["ours"], dtype)}
 
@@ -84,29 +90,63 @@ def roof(rate: float, dtype: str) -> dict[str, Any]:
     return {"kind": dtype, "rate": rate}
 
 
-def fitted(step: steps.Step, begin: Any, params: Any, at: Callable[[int], Any], count: int) -> list[float]:
-    """Trains as a stage does, saving and logging included: each adapter's mean loss over the steps."""
+def fitted(step: steps.Step, begin: Any, params: Any, at: Callable[[int], Any], count: int) -> tuple[list[float], Any]:
+    """Trains as a stage does, saving and logging included: each adapter's mean loss over the steps, and the adapters."""
     with TemporaryDirectory(prefix="benchmark-") as folder:
         done = loop.fit(step, begin, params, at, count, folder=folder)
         jax.block_until_ready(done.state.trainable)
         lines = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
-    return np.mean([line["loss"] for line in lines], axis=0).tolist()
+    return np.mean([line["loss"] for line in lines], axis=0).tolist(), done.state.trainable["adapters"]
 
 
 class Epoch:
-    """Our SFT of K = len(data) adapters for an epoch, as `stages.fine_tune` does it; `losses` are the steps' mean, of each adapter."""
+    """Our SFT of K = len(data) adapters for an epoch as a stage does it; `losses` are the steps' mean, one of each of `adapters`."""
 
     def __init__(self, made: Shape, data: list[list[batches.Sample]], dtype: str = "float32"):
         self.made, self.data, self.setup, self.params = made, data, Setup(made.config, LORA, dtype), made.params(dtype)
         self.work = float(sum(len(q) + len(a) for samples in data for q, a in samples))
         self.losses: list[float] = []
+        self.adapters: Any = None
+
+    def batches(self) -> tuple[Epochs, Callable[[int], Batch]]:
+        """The epoch, and its batches."""
+        epochs = Epochs(tuple(map(len, self.data)), BATCH, 1, 0)
+        return epochs, batches.sft(self.data, epochs, 0, "token", 0, Packing(lora.even_length(self.made.config)))
+
+    def targets(self) -> int:
+        """How many tokens the loss of the epoch is on."""
+        epochs, at = self.batches()
+        return sum(int((np.asarray(at(i).weights) > 0).sum()) for i in range(epochs.steps))
 
     def __call__(self) -> float:
-        epochs = Epochs(tuple(map(len, self.data)), BATCH, 1, 0)
-        at = batches.sft(self.data, epochs, 0, "token", 0, Packing(lora.even_length(self.made.config)))
+        epochs, at = self.batches()
         begin = state.init(self.made.adapters(len(self.data)), OPTIMIZER, epochs.totals)
-        self.losses = fitted(steps.sft_step(self.setup, OPTIMIZER), begin, self.params, at, epochs.steps)
+        self.losses, self.adapters = fitted(steps.sft_step(self.setup, OPTIMIZER), begin, self.params, at, epochs.steps)
         return self.work
+
+
+def stepped(ours: Epoch, k: int, peer: peers.Sft) -> None:
+    """After a single step on the same examples, adapter k and the peer's have the same loss and have moved the same way.
+
+    Random weights find all tokens nearly as likely, so the loss alone tells little of what was trained. But Adam's first step moves each
+    weight of a fresh B by its gradient's sign, and in a share of them other targets turn it round.
+    """
+    agree("loss of a step", ours.losses[k], peer.loss, STEP_LOSS[ours.setup.dtype])
+    with TemporaryDirectory(prefix="benchmark-") as folder:
+        peft.save_adapter(Path(folder), ours.made.config, LORA, ours.adapters, k, "")
+        mine = load_file(Path(folder, "adapter_model.safetensors"))
+    theirs = peers.adapter(peer.trained)
+    same = [np.ravel(np.sign(mine[key]) == np.sign(x)) for key, x in theirs.items() if "lora_B" in key]
+    agree("share of weights that moved the same way", float(np.concatenate(same).mean()), 1.0, TURNED[ours.setup.dtype])
+
+
+def same_step(made: Shape, data: Texts, dtype: str, micro: int) -> None:
+    """Both sides take a step on the same examples from the same weights."""
+    first = Texts(data.questions[:BATCH], data.answers[:BATCH])
+    ours, peer = Epoch(made, [first.samples], dtype), peers.Sft(made, first, BATCH, micro)
+    ours()
+    peer()
+    stepped(ours, 0, peer)
 
 
 def sft_epoch(size: Size, released: bool) -> dict[str, Any]:
@@ -117,7 +157,12 @@ def sft_epoch(size: Size, released: bool) -> dict[str, Any]:
     trial = Texts(data.questions[:BATCH], data.answers[:BATCH])
     micro = 1 if released else best(size.micro, lambda n: peers.Sft(made, trial, BATCH, n))
     ours, peer = Epoch(made, [data.samples], dtype), peers.Sft(made, data, BATCH, micro)
-    same = lambda: agree("mean loss of an epoch", ours.losses[0], peer.loss, EPOCH_LOSS)
+
+    def same() -> None:
+        agree("tokens that the loss is on", ours.targets(), peer.targets(), 0.0)
+        agree("mean loss of an epoch", ours.losses[0], peer.loss, EPOCH_LOSS)
+        same_step(made, data, dtype, micro)
+
     row = race(ours, peer, "tokens", size.repeats, same).row()
     return row | {"peer_batch": micro, "roof": roof(flops.adapters(made.config, LORA) * row["ours"], dtype)}
 
@@ -129,22 +174,32 @@ def comparisons(data: Texts, count: int) -> list[batches.Verdict]:
 
 
 def evaluator_step(size: Size) -> dict[str, Any]:
-    """A training step of the evaluator, all weights, on ragged comparisons."""
+    """A training step of the evaluator, all weights, on ragged comparisons; the peer's as many at a time as suits it best, by length."""
     made = shape(size.model)
     rows = comparisons(texts(BATCH // 2, made.config.vocab_size), BATCH // 2)
     tokens = float(sum(len(ids) for ids, _ in rows))
     batch = batches.classes(rows, Epochs((len(rows),), len(rows), 1, 0), 0, Packing(lora.even_length(made.config)))(0)
     setup = Setup(made.config)
     tree = evaluator.initial(made.params("float32"), jax.random.key(0))
-    model = peers.classifier(made)
-    with peers.torch.no_grad():
-        model.score.weight.copy_(peers.torch.tensor(np.array(tree["head"][0].T)))
-    ids, mask = peers.padded([ids for ids, _ in rows])
-    labels = peers.torch.tensor([label for _, label in rows], device=peers.DEVICE)
-    ours = Steps(steps.evaluator_step(setup, OPTIMIZER), trained(setup, tree), {}, batch, tokens)
-    peer = TorchSteps(model, lambda: model(input_ids=ids, attention_mask=mask, labels=labels).loss, tokens)
-    row = race(ours, peer, "tokens", size.repeats, lambda: agree("loss of the first step", ours.loss, peer.loss, 1e-4)).row()
-    return row | {"roof": roof(flops.classifier(made.config) * row["ours"], "float32")}
+    head, by_length = peers.torch.tensor(np.array(tree["head"][0].T)), sorted(rows, key=lambda row: len(row[0]))
+
+    def steps_of(micro: int) -> TorchSteps:
+        model = peers.classifier(made)
+        with peers.torch.no_grad():
+            model.score.weight.copy_(head)
+
+        def loss(part: list[batches.Verdict]) -> Any:
+            ids, mask = peers.padded([ids for ids, _ in part])
+            labels = peers.torch.tensor([label for _, label in part], device=peers.DEVICE)
+            return model(input_ids=ids, attention_mask=mask, labels=labels).loss * len(part) / len(rows)
+
+        return TorchSteps(model, [partial(loss, by_length[i : i + micro]) for i in range(0, len(rows), micro)], tokens)
+
+    micro = best([n for n in size.micro if n <= len(rows)], steps_of)
+    ours, peer = Steps(steps.evaluator_step(setup, OPTIMIZER), trained(setup, tree), {}, batch, tokens), steps_of(micro)
+    same = lambda: agree("loss of the first step", ours.loss, peer.loss, STEP_LOSS["float32"])
+    row = race(ours, peer, "tokens", size.repeats, same).row()
+    return row | {"peer_batch": micro, "roof": roof(flops.classifier(made.config) * row["ours"], "float32")}
 
 
 def ours_scored(made: Shape, rows: list[batches.Verdict], dtype: str, batch: int = 16) -> tuple[Side, list[float]]:

@@ -93,6 +93,29 @@ def test_sides_that_differ_are_no_benchmark():
             measure.near("scores", [0.5, 0.2], [0.5, other], 0.02)
 
 
+@pytest.mark.filterwarnings("ignore")  # theirs
+@pytest.mark.parametrize("differs", ["nothing", "a token", "a mask", "a row's mask"])
+def test_a_step_on_other_targets_is_no_benchmark(monkeypatch, differs):
+    pytest.importorskip("trl")
+    from benchmarks import peers, training
+    from benchmarks.shapes import shape, texts
+
+    class Other(peers.Sft):
+        def __init__(self, *given):
+            super().__init__(*given)
+            if differs == "a token":
+                self.rows[0]["input_ids"][-1] = 5
+            for row in {"a mask": self.rows, "a row's mask": self.rows[:1]}.get(differs, []):
+                row["completion_mask"] = [*row["completion_mask"][1:], 0]
+
+    monkeypatch.setattr(peers, "Sft", Other)
+    check = lambda: training.same_step(shape("tiny"), texts(32, 128), "float32", 4)
+    if differs == "nothing":
+        return check()
+    with pytest.raises(RuntimeError, match="do not do the same work"):
+        check()
+
+
 def test_a_share_of_the_roof_is_of_what_each_phase_needs_longest_for():
     reached = {"float32": 100.0, "bytes": 10.0}
     assert measure.share({"kind": "float32", "rate": 60.0}, reached) == 0.6
