@@ -82,11 +82,14 @@ class Step:
             parts = self.parts(model, micro)
             if peers.DEVICE == "cuda":
                 torch.cuda.reset_peak_memory_stats()
+            taken = None
             try:
                 taken = float(np.median(seconds(lambda parts=parts: step(parts))))
-            except torch.OutOfMemoryError as error:
+            except torch.OutOfMemoryError:  # its traceback holds activations, so what follows is outside
                 optimizer.zero_grad()
-                yield name, {"refused": str(error)[:300]}
+            if taken is None:
+                torch.cuda.empty_cache()
+                yield name, {"refused": "out of memory"}
                 continue
             row = {"seconds": taken, "tokens_per_second": self.ours["tokens"] / taken, "flops_per_second": self.work / taken}
             row |= {"peak": torch.cuda.max_memory_allocated() if peers.DEVICE == "cuda" else None, "first_loss": losses[0]}
@@ -102,7 +105,7 @@ def sft(made: Shape, card: Card) -> Iterator[tuple[str, Row]]:
     parts = lambda model, micro: [partial(loss, model, part) for part in inputs.split(micro)]
     ours = lora_step(card, made.name, attention=attention, remat="dots", microbatches=1)
     work = float(inputs.numel()) * flops.adapters(made.config, LORA)
-    yield from Step(made, ours, parts, ((False, 1), (False, 2), (True, card.rows)), work).rows()
+    yield from Step(made, ours, parts, (*((False, n) for n in (1, 2, 4, 8) if n <= card.rows), (True, card.rows)), work).rows()
 
 
 def dpo(made: Shape, card: Card) -> Iterator[tuple[str, Row]]:
@@ -123,5 +126,5 @@ def dpo(made: Shape, card: Card) -> Iterator[tuple[str, Row]]:
 
     parts = lambda model, micro: [partial(loss, model, pairs[i : i + micro]) for i in range(0, len(pairs), micro)]
     ours = dpo_step(card, made.name, attention)
-    micro = ((False, 4), (False, 8), (True, 32))
+    micro = ((False, 4), (False, 8), (False, 12), (True, 32))
     yield from Step(made, ours, parts, micro, ours["tokens"] * flops.adapters(made.config, LORA)).rows()
