@@ -42,6 +42,7 @@ CASES = {
     ),
     "draw-wide": Case("C9", "a draw with top-p 0.9, hundreds of tokens left", "transformers top-p", "operations:draw_wide", 10, 50),
     "loss-memory": Case("C10", "memory of loss and gradient", "full logits", "operations:loss_memory", 0.25, 0.12, True, SMOKE),
+    "loss-speed": Case("C10", "time of loss and gradient, vocabulary 256,000", "full logits, by JAX", "operations:loss_speed", 1.0, 1.2),
     "compiles": Case("C11", "programs compiled in an epoch", "one", "operations:compiles", 1, 1, True),
     "warm-start": Case("C11", "start, compilation cache warm", "cold", "operations:warm_start", 0.3, 0.3, True),
     "filled": Case("C12", "useful tokens of all that slots decode", "all useful", "decoding:filled", 0.85, 0.95),
