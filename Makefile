@@ -44,7 +44,7 @@ tpu: .venv/libtpu  ## tests that compile for TPUs, none of which need be there; 
 exact: .venv/dev  ## parity, cache and sampling on programs that are compiled as users get them
 	XLA_FLAGS=--xla_backend_optimization_level=3 $(BIN)/python -m pytest -n 2 --dist loadfile tests/models tests/sample
 
-bench: .venv/dev  ## speed and memory against PyTorch on this machine, an hour and a quarter on two idle cores; docs/performance.md is made of it
+bench: .venv/dev  ## speed and memory against PyTorch on this machine, an hour and a half on two idle cores; docs/performance.md is made of it
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks --write
 
