@@ -14,6 +14,7 @@ from benchmarks.measure import QUIET, idle, machine, peak_memory, roofs, share
 from benchmarks.shapes import SIZES
 
 PATIENCE = 30  # looks, of two seconds each
+ALLOCATION = ("LD_PRELOAD", "GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE")  # what decides how memory is had, on both sides
 
 
 def quiet() -> float:
@@ -38,6 +39,7 @@ def main(name: str, size: str, path: str, *rest: str) -> None:
     row |= {"lengths": "GSM8K's" if os.environ.get("ILR_GSM8K_PATH") else "drawn"}
     row |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "torch_device": peers.DEVICE}
     row |= {"machine": machine() | {"torch_threads": peers.torch.get_num_threads()}}
+    row |= {"allocation": {name: os.environ[name] for name in ALLOCATION if name in os.environ}}
     Path(path).write_text(json.dumps(row))
 
 
