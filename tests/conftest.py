@@ -1,4 +1,4 @@
-"""Strict JAX for every test: eight emulated CPU devices, no silent rank promotion, shapes of annotations checked at run time.
+"""Strict JAX for every test: eight emulated CPU devices, no silent rank promotion, shapes of annotations checked where there are arrays.
 
 Programs are compiled at LLVM's level 0: most of the time goes into compiling what runs once, and this takes a third off the whole. To try
 what users run: XLA_FLAGS=--xla_backend_optimization_level=3. The workers of pytest-xdist have cores of their own: the threads that XLA
@@ -17,8 +17,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from jaxtyping import install_import_hook  # noqa: E402
 
+CHECKED = ("models", "sample", "train", "refine", "services", "batches", "estimates", "evaluator", "feedback", "judges", "metrics")
 if "pytest" in sys.modules:  # and not in the processes that tests start, which it would make slow
-    install_import_hook("ilr_jax", "beartype.beartype")
+    install_import_hook([f"ilr_jax.{name}" for name in CHECKED], "beartype.beartype")
 
 import jax  # noqa: E402
 

@@ -142,16 +142,14 @@ def fit(
     devices. `validate` gives a loss every `validate_every` steps and at the end; after `patience` of them that are no better than the best,
     training stops, and the best weights are returned. `on_snapshot(i, trainable)` gets a copy after i/`snapshots` of the steps; after a
     kill it may be called again, with the same. Saves every `save_seconds` (less often where that holds it up) or `save_steps`, in
-    `folder` or the bucket of `mirror`; the newest `keep` stay. Writes `metrics.jsonl` and `tensorboard/` into `folder`. A signal to any
-    process makes all save after the same step and raise Interrupted, where `interruption` listens. Raises NonFiniteLoss, StorageError,
-    and what `batch_at` raises.
+    `folder` or the bucket of `mirror`, and keeps the newest `keep`. Writes `metrics.jsonl` and `tensorboard/`. A signal to any process makes
+    all save after the same step and raise Interrupted, where `interruption` listens. Raises NonFiniteLoss, StorageError, and of `batch_at`.
     """
     if steps < 1 or patience < 1 or (validate and validate_every < 1):
-        got = f"{steps}, {patience} and {validate_every}"
-        raise ValueError(f"{name}: wanted steps and patience >= 1, and validate_every >= 1 with validate; got {got}")
-    folder = Path(folder)
+        wanted = "steps and patience >= 1, and validate_every >= 1 with validate"
+        raise ValueError(f"{name}: wanted {wanted}; got {steps}, {patience} and {validate_every}")
+    folder, late, agreed = Path(folder), [], hosts.voting()
     run = _start(state, folder, mirror, keep_best=validate is not None)
-    late, agreed = [], hosts.voting()
     batches = _ahead(lambda i: put(batch_at(i)), run.done, steps)
     journals, saves = Journal(folder, name, run.done, steps), Saver(folder, mirror, keep)
     with journals as journal, closing(batches), interruption.held() as noticed, saves as saver:
