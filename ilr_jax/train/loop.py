@@ -142,8 +142,8 @@ def fit(
     devices. `validate` gives a loss every `validate_every` steps and at the end; after `patience` of them that are no better than the best,
     training stops, and the best weights are returned. `on_snapshot(i, trainable)` gets a copy after i/`snapshots` of the steps; after a
     kill it may be called again, with the same. Saves every `save_seconds` (less often where that holds it up) or `save_steps`, in
-    `folder` or the bucket of `mirror`, and keeps the newest `keep`. Writes `metrics.jsonl` and `tensorboard/`. A signal to any process makes
-    all save after the same step and raise Interrupted, where `interruption` listens. Raises NonFiniteLoss, StorageError, and of `batch_at`.
+    `folder` or the bucket of `mirror`, and keeps the newest `keep`. Writes `metrics.jsonl` and `tensorboard/`. A signal to any process
+    makes all save after the same step and raise Interrupted, where `interruption` listens. Raises NonFiniteLoss and StorageError.
     """
     if steps < 1 or patience < 1 or (validate and validate_every < 1):
         wanted = "steps and patience >= 1, and validate_every >= 1 with validate"

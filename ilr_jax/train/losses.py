@@ -28,18 +28,30 @@ def _pick(log_probs: Float[Array, "*N V"], ids: Int[Array, "*N"]) -> Float[Array
 
 
 def _chunk(layout: Layout | None, hidden: Float[Array, "N c D"], table: Float[Array, "V D"], targets: Int[Array, "N c"]) -> Array:
-    return _pick(jax.nn.log_softmax(_logits(hidden, table, layout)), targets)
+    logits = _logits(hidden, table, layout)
+    most, _, total = _likely(logits)
+    return _pick(logits, targets) - most - jnp.log(total)
+
+
+def _likely(logits: Float[Array, "N c V"]) -> tuple[Array, Array, Array]:
+    """The greatest logit, what each token has of its likelihood, and the sum of that: one exponential of each logit serves all.
+
+    A softmax takes a second one, and log-probabilities of all tokens are written to memory before one of them is picked.
+    """
+    most = logits.max(-1)
+    likely = jnp.exp(logits - most[..., None])
+    return most, likely, likely.sum(-1)
 
 
 def _chunk_with_slope(
     layout: Layout | None, hidden: Float[Array, "N c D"], table: Float[Array, "V D"], targets: Int[Array, "N c"]
 ) -> tuple[Array, Array]:
     """Log-probabilities and their derivative by `hidden` [N, c, D]: the target's vector minus the expected one."""
-    log_probs = jax.nn.log_softmax(_logits(hidden, table, layout))
-    weights = table.astype(hidden.dtype)
-    expected = jnp.matmul(jnp.exp(log_probs).astype(hidden.dtype), weights, preferred_element_type=jnp.float32)
+    logits, weights = _logits(hidden, table, layout), table.astype(hidden.dtype)
+    most, likely, total = _likely(logits)
+    expected = jnp.matmul(likely.astype(hidden.dtype), weights, preferred_element_type=jnp.float32) / total[..., None]
     slope = jnp.take(weights, targets, axis=0, mode="clip").astype(jnp.float32) - expected
-    return _pick(log_probs, targets), slope.astype(hidden.dtype)
+    return _pick(logits, targets) - most - jnp.log(total), slope.astype(hidden.dtype)
 
 
 def _chunked(fn, hidden, table, targets, chunk: int):
