@@ -53,8 +53,8 @@ def _run(workdir: str | Path, method: str, seed: int) -> Row:
     if (method, seed) not in records:
         there = ", ".join(f"{name} seed {number}" for name, number in records)
         raise ValueError(
-            f"wanted the run {method!r} with seed {seed} in {workdir}, got only {there}; a run of it needs --config.method={method} "
-            f"--config.seed={seed}"
+            f"wanted the run {method!r} with seed {seed} in {workdir}, got only {there}; take one of these, or add another by "
+            "`ilr run` with --config.method and --config.seed"
         )
     return records[method, seed]
 
