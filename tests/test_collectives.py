@@ -33,25 +33,28 @@ def abstract(where, tree):
 def lowered(kind, mesh):
     """The program for a model whose matrices all have over 1 MB, lowered for a mesh, and its arguments.
 
-    Two adapters, activations computed again; or all weights of an evaluator, and its scores; or eight steps of decoding 24 rows, of merged
-    weights or two adapters beside the base, or 24 prompts with four beams each; or reading 24 prompts.
+    Two adapters, activations computed again, and their log-probabilities; or all weights of an evaluator, and its scores; or eight steps of
+    decoding 24 rows, of merged weights or two adapters beside the base, or 24 prompts with four beams each; or reading the prompts of both.
     """
     config = configs.from_fields(tiny_runs.FIELDS | WIDE)
     where = layout(mesh, config)
     base, classifier = decoder.abstract(config), jax.eval_shape(evaluator.initial, decoder.abstract(config), jax.random.key(0))
-    if kind in ("decode", "adapters", "beam", "prefill"):
+    if kind in ("decode", "adapters", "admit", "beam", "prefill"):
         shape, keys = Lora(4, 8.0), jax.random.split(jax.random.key(0), 2)
         beside = jax.eval_shape(lambda: lora.prepare(lora.init(config, shape, keys), shape, "float32"))
         return lowered_decoding(kind, where, config, (abstract(where, base), abstract(where, beside) if kind == "adapters" else None))
     if kind == "scores":
         arguments = abstract(where, classifier), {}, sharding.put_rows(where, tiny_runs.class_batch(LENGTHS))
         return steps.class_probabilities(steps.Setup(config, layout=where)).lower(*arguments), arguments
-    make_step, make_batch, _ = KINDS[kind]
+    make_step, make_batch, _ = KINDS["sft" if kind == "reference" else kind]
     if kind == "evaluator":
         frozen, setup, k, like = {}, steps.Setup(config, layout=where, remat="full"), 1, classifier
     else:
         frozen, setup, k = abstract(where, base), steps.Setup(config, Lora(4, 8.0), layout=where, remat="full"), 2
         like = {"adapters": jax.eval_shape(lambda: lora.init(config, setup.lora, jax.random.split(jax.random.key(0), k)))}
+    if kind == "reference":
+        arguments = abstract(where, like), frozen, sharding.put_rows(where, make_batch(LENGTHS))
+        return steps.sequence_log_probs(setup).lower(*arguments), arguments
     state = abstract(where, jax.eval_shape(lambda tree: states.init(tree, OPTIMIZERS["adamw"], [9] * k), like))
     arguments = state, frozen, sharding.put_rows(where, make_batch(LENGTHS))
     return make_step(setup, OPTIMIZERS["adamw"]).lower(*arguments), arguments
@@ -62,18 +65,19 @@ def lowered_decoding(kind, where, config, weights):
     compute, wanted = Compute(config, layout=where), np.ones(1 if weights[1] is None else 2, np.int32)
     put = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where.sharding(*slots.axes(x.ndim)))
     state = lambda blank: jax.tree.map(put, jax.eval_shape(blank))
-    if kind in ("decode", "adapters"):
+    fill = Fill(prompt_rows([[0]] * 24, 64, 0), *(np.zeros(24, np.int32) for _ in range(6)))
+    headless = lambda arguments: ({name: part for name, part in arguments[0][0].items() if name != "head"}, arguments[1])
+    if kind in ("decode", "adapters", "admit"):
         how = SamplingSettings(8, slots=24)
         arguments = weights, state(lambda: rollout.blank(compute, 24, 64, 8))
+        if kind == "admit":
+            return rollout.admit.lower(compute, *arguments, fill, jax.random.key(0)), headless(arguments)
         return rollout.advance.lower(compute, how.rule, (0,), how.chunk, *arguments, wanted), arguments
     how = BeamSettings(8, prompts=24)
     arguments = weights, state(lambda: beam.blank(compute, how, 24, 64))
     if kind == "beam":
         return beam.advance.lower(compute, how, (0,), *arguments, wanted), arguments
-    fill = Fill(prompt_rows([[0]] * 24, 64, 0), *(np.zeros(24, np.int32) for _ in range(6)))
-    program = beam.admit.lower(compute, *arguments, fill)
-    (params, _), blank = arguments
-    return program, ({name: part for name, part in params.items() if name != "head"}, blank)
+    return beam.admit.lower(compute, *arguments, fill), headless(arguments)
 
 
 # Of each program: tokens of its rows; all-gathers of kernels in a turn of the loop over layers, and of tables; all-reduces of the rows'
@@ -87,6 +91,8 @@ EXPECTED = {
     "dpo": (32 * 24, {(8, 1, 1): (0, 0, 0, 0), (1, 8, 1): (14, 2, 0, 0), (2, 2, 2): (20, 2, 9, 0), (1, 2, 4): (14, 2, 9, 0)}),
     "evaluator": (32 * 14, {(8, 1, 1): (0, 0, 0, 8), (1, 8, 1): (14, 1, 0, 8), (2, 2, 2): (20, 1, 9, 15), (1, 2, 4): (14, 1, 9, 8)}),
     "scores": (32 * 14, {(8, 1, 1): (0, 0, 0, 0), (1, 8, 1): (7, 1, 0, 0), (2, 2, 2): (7, 1, 3, 0), (1, 2, 4): (7, 1, 3, 0)}),
+    "reference": (32 * 14, {(8, 1, 1): (0, 0, 0, 0), (1, 8, 1): (7, 2, 0, 0), (2, 2, 2): (7, 2, 3, 0), (1, 2, 4): (7, 2, 3, 0)}),
+    "admit": (24 * 64, {(8, 1, 1): (0, 0, 0, 0), (1, 8, 1): (7, 1, 0, 0), (2, 2, 2): (7, 1, 3, 0), (1, 2, 4): (7, 1, 9, 0)}),
     "prefill": (24 * 64, {(8, 1, 1): (0, 0, 0, 0), (1, 8, 1): (7, 1, 0, 0), (2, 2, 2): (7, 1, 3, 0), (1, 2, 4): (7, 1, 9, 0)}),
     "beam": (24 * 4, {(8, 1, 1): (0, 0, 0, 0), (1, 8, 1): (21, 2, 0, 0), (2, 2, 2): (21, 2, 7, 0), (1, 2, 4): (21, 2, 7, 0)}),
     "decode": (24, {(8, 1, 1): (0, 0, 0, 0), (1, 8, 1): (21, 2, 0, 0), (2, 2, 2): (21, 2, 7, 0), (1, 2, 4): (21, 2, 7, 0)}),
@@ -117,7 +123,7 @@ def test_collectives_of_each_program_are_those_expected(kind, mesh):
     found = sum(size == 512 * 1024 for size in gathered), sum(size == 8192 * 512 for size in gathered), len(hidden), len(gradients)
     assert found == expected[mesh] and max(gathered, default=0) <= 8192 * 512
     assert mesh != (8, 1, 1) or max((size for collective, size in sizes if collective != "all-reduce"), default=0) < tokens * 512
-    assert kind == "prefill" or not {size * parts for _, size in sizes for parts in (1, 2, 4, 8)} & {tokens * 8192}
+    assert kind in ("prefill", "admit") or not {size * parts for _, size in sizes for parts in (1, 2, 4, 8)} & {tokens * 8192}
     bytes_here = lambda x: int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
     leaves = jax.tree.leaves(arguments)
     large = [x for x in leaves if x.size * x.dtype.itemsize > 2**20]  # kernels and tables with their moments, keys and values
