@@ -38,7 +38,7 @@ def _likely(logits: Float[Array, "N c V"]) -> tuple[Array, Array, Array]:
 
     A softmax takes a second one, and log-probabilities of all tokens are written to memory before one of them is picked.
     """
-    most = logits.max(-1)
+    most = jax.lax.stop_gradient(logits.max(-1))
     likely = jnp.exp(logits - most[..., None])
     return most, likely, likely.sum(-1)
 
