@@ -1,13 +1,13 @@
-"""Where a step of decoding spends its time: python -m benchmarks.parts [SLOTS ...], into benchmarks/results/parts.json.
+"""Where steps of training and decoding spend their time: python -m benchmarks.parts, into benchmarks/results/parts.json.
 
-Every part by itself, in the shapes of the step, on the model of the sampling benchmarks. What they leave of the whole is norms, RoPE, the
-writing of keys and values, and what lies between operations; less than nothing where parts by themselves take longer. Imports no PyTorch.
+Every part by itself, in the shapes of the step, on the models of the benchmarks. What they leave of the whole is norms, RoPE, activations,
+the writing of keys and values, and what lies between operations; less than nothing where parts by themselves take longer. No PyTorch.
 """
 
 import json
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,28 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.measure import machine, roofs, seconds
-from benchmarks.shapes import MODELS
+from benchmarks.shapes import LORA, MODELS
+from ilr_jax import batches
 from ilr_jax.models import config as configs
-from ilr_jax.models import decoder, flops
+from ilr_jax.models import decoder, flops, lora
 from ilr_jax.models.attention import attend, visible
 from ilr_jax.models.cache import KeyValues, empty_part
 from ilr_jax.models.products import matmul
 from ilr_jax.sample import rollout, sampling
 from ilr_jax.sample.slots import Compute
+from ilr_jax.train import losses, state, steps
+from ilr_jax.train.optimizer import OptimizerConfig
 
 PROMPT, WINDOW, CHUNK, RULE = 128, 256, 32, (0.7, None, 1.0)
+SLOTS = (32, 128)
+# What trains, on full rows of so many tokens for each adapter: (model, dtype, adapters).
+TRAINED = (("mistral", "float32", 1), ("mistral", "bfloat16", 1), ("small", "float32", 1), ("small", "float32", 2))
+ROWS, LENGTH = 8, 256
+OPTIMIZER = OptimizerConfig("adamw", 1e-4, warmup=0.0, schedule="constant", clip=1.0)
+TOGETHER = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))  # what reads the same activations
 
 
-def step(model: str, n: int) -> dict[str, float]:
+def decoding_step(model: str, n: int) -> dict[str, float]:
     """Milliseconds of a step of `n` slots and of its parts, and the least that its products can take."""
     config = configs.from_fields(MODELS[model])
     params = decoder.init(config, jax.random.key(0))
@@ -60,14 +69,14 @@ def _milliseconds(run: Callable[[], Any]) -> float:
     return float(np.median(seconds(run, 25, 3))) * 1e3
 
 
-def decoding(config: Any, params: Any, n: int, window: int) -> Callable[[], Any]:
-    """A function that takes CHUNK steps of `n` slots, with PROMPT places of prompt and `window` of answer each."""
+def decoding(config: Any, params: Any, n: int, window: int, k: int = 1) -> Callable[[], Any]:
+    """A function that takes CHUNK steps of `n` slots, those of K models, with PROMPT places of prompt and `window` of answer each."""
     compute = Compute(config)
     held = [rollout.blank(compute, n, PROMPT, window)]
 
     def once() -> Any:
         held[0] = held[0]._replace(left=jnp.full(n, window, jnp.int32), drawn=jnp.zeros(n, jnp.int32))
-        held[0], *seen = rollout.advance(compute, RULE, (2,), CHUNK, (params, None), held[0], np.array([n + 1], np.int32))
+        held[0], *seen = rollout.advance(compute, RULE, (2,), CHUNK, (params, None), held[0], np.full(k, n + 1, np.int32))
         return seen
 
     return once
@@ -90,21 +99,109 @@ def _attention(config: Any, n: int, length: int) -> float:
     return _milliseconds(lambda: run(q, part))
 
 
-def main(counts: list[int]) -> None:
-    """Measure, print, keep."""
+def training_step(model: str, dtype: str, k: int) -> dict[str, float]:
+    """As `decoding_step`, of SFT of K adapters, each on rows of its own; of each part forward and backward together."""
+    config, n = configs.from_fields(MODELS[model]), k * ROWS
+    setup, params = steps.Setup(config, LORA, dtype), jax.tree.map(lambda x: x.astype(dtype), decoder.init(config, jax.random.key(0)))
+    begin = lambda: {"adapters": lora.init(config, LORA, jax.random.split(jax.random.key(1), k))}
+    ids = np.random.default_rng(0).integers(4, config.vocab_size, (n, LENGTH)).tolist()
+    batch = jax.device_put(batches.completions([(row[:1], row[1:]) for row in ids], 0, "sequence"))
+    step = steps.sft_step(setup, OPTIMIZER)
+    taken = _milliseconds(_repeated(lambda held: step(held, params, batch), state.init(begin(), OPTIMIZER, [1000] * k)))
+    numbers = np.random.default_rng(1)
+    x = lambda *shape: jnp.asarray(numbers.standard_normal(shape, np.float32), dtype)
+    inputs = [[x(n, LENGTH, lora.sizes(config)[names[0]][0]) for names in TOGETHER] for _ in range(config.num_layers)]
+
+    def base(layers: Any, inputs: Any) -> Any:
+        flat = lambda y: y.reshape(-1, y.shape[-1])
+        return [
+            matmul(flat(y), layers[name]["kernel"][i])
+            for i, layer in enumerate(inputs)
+            for y, names in zip(layer, TOGETHER, strict=True)
+            for name in names
+        ]
+
+    def adapted(_: Any, adapters: Any, inputs: Any) -> Any:
+        tree = lora.prepare(adapters, LORA, jnp.float32)
+        pick = lambda i: jax.tree.map(lambda w: w[i], tree)
+        return [lora.added(y, pick(i), names) for i, layer in enumerate(inputs) for y, names in zip(layer, TOGETHER, strict=True)]
+
+    def among(where: Any, q: Any, k: Any, v: Any) -> Any:
+        return attend(q, *where, (KeyValues(k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), *where),), config.window)
+
+    likely = lambda fixed, hidden: losses.token_log_probs(hidden, *fixed)
+    heads = [x(n, LENGTH, count, config.head_dim) for count in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
+    update = jax.jit(partial(steps.update, OPTIMIZER), donate_argnums=0)
+    grads, one = jax.tree.map(jnp.ones_like, begin()), jnp.ones(k)
+    found = {
+        "products with the base": _forward_and_backward(base, params["layers"], inputs),
+        "adapters": _forward_and_backward(adapted, None, begin()["adapters"], inputs),
+        "attention": _forward_and_backward(among, tuple(batch.rows[1:]), *heads) * config.num_layers,
+        "product with the vocabulary and loss": _forward_and_backward(
+            likely, (params["head"]["table"], batch.places, batch.targets), x(n, LENGTH, config.hidden_size)
+        ),
+        "optimiser": _milliseconds(_repeated(lambda held: update(held, grads, one, one > 0), state.init(begin(), OPTIMIZER, [1000] * k))),
+    }
+    found["the rest"] = taken - sum(found.values())
+    return found | {"step": taken, "flops": float(flops.adapters(config, LORA) * n * LENGTH)}
+
+
+def _repeated(step: Callable[[Any], tuple[Any, Any]], begin: Any) -> Callable[[], Any]:
+    """Steps one after the other, each from the state that the one before left."""
+    held = [begin]
+
+    def once() -> Any:
+        held[0], seen = step(held[0])
+        return held[0], seen
+
+    return once
+
+
+def _forward_and_backward(run: Callable[..., Any], fixed: Any, *inputs: Any) -> float:
+    """Milliseconds of a computation and of its gradient by all inputs but the `fixed` ones."""
+
+    def both(fixed: Any, *inputs: Any) -> Any:
+        out, back = jax.vjp(partial(run, fixed), *inputs)
+        return out, back(out)
+
+    jitted = jax.jit(both)
+    return _milliseconds(lambda: jitted(fixed, *inputs))
+
+
+def two_adapters(k: int) -> dict[str, float]:
+    """A step of decoding with K adapters of the small model, each merged into a copy of the layers and with slots of its own."""
+    config = configs.from_fields(MODELS["small"])
+    params, n = decoder.init(config, jax.random.key(0)), k * SLOTS[0]
+    merged = lora.merge(params, lora.init(config, LORA, jax.random.split(jax.random.key(1), k)), LORA, None if k > 1 else 0)
+    taken = _milliseconds(decoding(config, merged, n, WINDOW, k)) / CHUNK
+    return {"step": taken, "flops": float(flops.FORWARD * n * (flops.layers(config) + config.hidden_size * config.vocab_size))}
+
+
+def told(what: str, parts: dict[str, float], rate: float) -> dict[str, float]:
+    """The parts with the least that products take, printed."""
+    least = parts["flops"] / rate * 1e3
+    print(f"{what}: {parts['step']:.1f} ms a step, its products {least:.1f} at the rate of large ones", flush=True)
+    for name, taken in parts.items():
+        if name not in ("step", "flops"):
+            print(f"  {name:36} {taken:6.1f} ms  {taken / parts['step']:4.0%}", flush=True)
+    return parts | {"least": least}
+
+
+def main() -> None:
+    """Measure, print, keep each as soon as it is there."""
     reached = roofs()
-    kept: dict[str, Any] = {"machine": machine(), "date": datetime.now(UTC).isoformat(timespec="seconds"), "roofs": reached, "slots": {}}
-    for n in counts:
-        parts = step("mistral", n)
-        least = parts["flops"] / reached["float32"] * 1e3
-        kept["slots"][n] = parts | {"least": least}
-        print(f"{n} slots: {parts['step']:.1f} ms a step, its products {least:.1f} at the rate of large ones")
-        for name, taken in parts.items():
-            if name not in ("step", "flops"):
-                print(f"  {name:28} {taken:5.1f} ms  {taken / parts['step']:4.0%}")
-    path = Path(__file__).parent / "results" / "parts.json"
-    path.write_text(json.dumps(kept, indent=1) + "\n")
+    kept: dict[str, Any] = {"machine": machine(), "date": datetime.now(UTC).isoformat(timespec="seconds"), "roofs": reached, "steps": {}}
+    runs: dict[str, tuple[str, Callable[[], dict[str, float]]]] = {}
+    for n in SLOTS:
+        runs[f"decoding, mistral, {n} slots"] = "float32", partial(decoding_step, "mistral", n)
+    for k in (1, 2):
+        runs[f"decoding, small, {k} x {SLOTS[0]} slots"] = "float32", partial(two_adapters, k)
+    for model, dtype, k in TRAINED:
+        runs[f"training, {model}, {dtype}, {k} x {ROWS} rows"] = dtype, partial(training_step, model, dtype, k)
+    for what, (dtype, run) in runs.items():
+        kept["steps"][what] = told(what, run(), reached[dtype])
+        (Path(__file__).parent / "results" / "parts.json").write_text(json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main([int(word) for word in sys.argv[1:]] or [32, 128])
+    main()

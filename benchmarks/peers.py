@@ -89,14 +89,18 @@ def settings(batch: int, micro: int, epochs: int = 1, **more: Any) -> dict[str, 
 
 
 class Sft:
-    """An epoch of TRL's SFTTrainer on the answers, with a fresh optimiser; `loss` is the steps' mean."""
+    """An epoch of TRL's SFTTrainer on the answers, with a fresh optimiser, examples of like length together if `by_length`.
 
-    def __init__(self, shape: Shape, texts: Texts, batch: int, micro: int):
+    `loss` is the steps' mean.
+    """
+
+    def __init__(self, shape: Shape, texts: Texts, batch: int, micro: int, by_length: bool = False):
         from trl.trainer.sft_config import SFTConfig
 
         self.rows = [{"input_ids": q + a, "completion_mask": [0] * len(q) + [1] * len(a)} for q, a in texts.samples]
         self.trained, self.tokens = with_adapter(shape, "bfloat16" if DEVICE == "cuda" else "float32"), words(shape.config.vocab_size)
-        self.arguments = SFTConfig(**settings(batch, micro), completion_only_loss=True, max_length=None)
+        order = {"train_sampling_strategy": "group_by_length"} if by_length else {}
+        self.arguments = SFTConfig(**settings(batch, micro, **order), completion_only_loss=True, max_length=None)
         self.work, self.loss = float(texts.tokens), float("nan")
 
     def trainer(self) -> Any:

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ilr_jax.models import config as configs
@@ -89,8 +90,9 @@ class Shape:
         return folder
 
     def adapters(self, k: int = 1) -> dict[str, Any]:
-        """K fresh adapters on our side."""
-        return {"adapters": lora.init(self.config, LORA, jax.random.split(jax.random.key(1), k))}
+        """K fresh adapters on our side, all alike: the other side starts from the first."""
+        one = lora.init(self.config, LORA, jax.random.split(jax.random.key(1), 1))
+        return {"adapters": jax.tree.map(lambda x: jnp.repeat(x, k, axis=0), one)}
 
 
 @cache

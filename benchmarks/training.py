@@ -71,18 +71,29 @@ class TorchSteps:
 
 
 def full_rows(size: Size, dtype: str, remat: bool = False) -> dict[str, Any]:
-    """A LoRA SFT step on full rows, the loss on every token but the first."""
+    """A LoRA SFT step on full rows, the loss on every token but the first; the peer's as many rows at a time as suits it best."""
     made = shape(size.model)
     ids = np.random.default_rng(0).integers(4, made.config.vocab_size, (size.rows, size.length))
     tokens = float(ids.size)
     batch = batches.completions([(row[:1].tolist(), row[1:].tolist()) for row in ids], 0, "sequence")
     setup = Setup(made.config, LORA, dtype, remat="full" if remat else "none")
     ours = Steps(steps.sft_step(setup, OPTIMIZER), trained(setup, made.adapters()), made.params(dtype), batch, tokens)
-    model, inputs = peers.with_adapter(made, dtype, remat), peers.torch.tensor(ids, device=peers.DEVICE)
-    peer = TorchSteps(model, [lambda: model(input_ids=inputs, labels=inputs, use_cache=False).loss], tokens, dtype)
-    same = lambda: agree("loss of the first step", ours.loss, peer.loss, STEP_LOSS[dtype])
+    inputs = peers.torch.tensor(ids, device=peers.DEVICE)
+
+    def steps_of(micro: int) -> TorchSteps:
+        model = peers.with_adapter(made, dtype, remat)
+        loss = lambda part: model(input_ids=part, labels=part, use_cache=False).loss * len(part) / len(inputs)
+        return TorchSteps(model, [partial(loss, part) for part in inputs.split(micro)], tokens, dtype)
+
+    micro = best(sorted({*(n for n in size.micro if n < size.rows), size.rows}), steps_of)
+    peer = steps_of(micro)
+
+    def same() -> None:
+        agree("loss of the first step", ours.loss, peer.loss, STEP_LOSS[dtype])
+        moved_alike(made, ours.state.trainable["adapters"], 0, peer.model, dtype)
+
     row = race(ours, peer, "tokens", size.repeats, same).row()
-    return row | {"roof": roof(flops.adapters(made.config, LORA) * row["ours"], dtype)}
+    return row | {"peer_batch": micro, "roof": roof(flops.adapters(made.config, LORA) * row["ours"], dtype)}
 
 
 def roof(rate: float, dtype: str) -> dict[str, Any]:
@@ -126,24 +137,28 @@ class Epoch:
 
 
 def stepped(ours: Epoch, k: int, peer: peers.Sft) -> None:
-    """After a single step on the same examples, adapter k and the peer's have the same loss and have moved the same way.
+    """After a single step on the same examples, adapter k and the peer's have the same loss and have moved the same way."""
+    agree("loss of a step", ours.losses[k], peer.loss, STEP_LOSS[ours.setup.dtype])
+    moved_alike(ours.made, ours.adapters, k, peer.trained, ours.setup.dtype)
+
+
+def moved_alike(made: Shape, adapters: Any, k: int, peer: Any, dtype: str) -> None:
+    """Adapter k and the peer's have moved the same way in their first step.
 
     Random weights find all tokens nearly as likely, so the loss alone tells little of what was trained. But Adam's first step moves each
     weight of a fresh B by its gradient's sign, and in a share of them other targets turn it round.
     """
-    agree("loss of a step", ours.losses[k], peer.loss, STEP_LOSS[ours.setup.dtype])
     with TemporaryDirectory(prefix="benchmark-") as folder:
-        peft.save_adapter(Path(folder), ours.made.config, LORA, ours.adapters, k, "")
+        peft.save_adapter(Path(folder), made.config, LORA, adapters, k, "")
         mine = load_file(Path(folder, "adapter_model.safetensors"))
-    theirs = peers.adapter(peer.trained)
-    same = [np.ravel(np.sign(mine[key]) == np.sign(x)) for key, x in theirs.items() if "lora_B" in key]
-    agree("share of weights that moved the same way", float(np.concatenate(same).mean()), 1.0, TURNED[ours.setup.dtype])
+    same = [np.ravel(np.sign(mine[key]) == np.sign(x)) for key, x in peers.adapter(peer).items() if "lora_B" in key]
+    agree("share of weights that moved the same way", float(np.concatenate(same).mean()), 1.0, TURNED[dtype])
 
 
-def same_step(made: Shape, data: Texts, dtype: str, micro: int) -> None:
+def same_step(made: Shape, data: Texts, dtype: str, *how: Any) -> None:
     """Both sides take a step on the same examples from the same weights."""
     first = Texts(data.questions[:BATCH], data.answers[:BATCH])
-    ours, peer = Epoch(made, [first.samples], dtype), peers.Sft(made, first, BATCH, micro)
+    ours, peer = Epoch(made, [first.samples], dtype), peers.Sft(made, first, BATCH, *how)
     ours()
     peer()
     stepped(ours, 0, peer)
@@ -154,17 +169,17 @@ def sft_epoch(size: Size, released: bool) -> dict[str, Any]:
     made = shape(size.model)
     dtype = "bfloat16" if peers.DEVICE == "cuda" else "float32"
     data = texts(size.examples, made.config.vocab_size)
-    trial = Texts(data.questions[:BATCH], data.answers[:BATCH])
-    micro = 1 if released else best(size.micro, lambda n: peers.Sft(made, trial, BATCH, n))
-    ours, peer = Epoch(made, [data.samples], dtype), peers.Sft(made, data, BATCH, micro)
+    ways = [(n, by_length) for n in size.micro for by_length in (False, True) if n > 1 or not by_length]
+    how = (1, False) if released else best(ways, lambda way: peers.Sft(made, data, BATCH, *way))
+    ours, peer = Epoch(made, [data.samples], dtype), peers.Sft(made, data, BATCH, *how)
 
     def same() -> None:
         agree("tokens that the loss is on", ours.targets(), peer.targets(), 0.0)
         agree("mean loss of an epoch", ours.losses[0], peer.loss, EPOCH_LOSS)
-        same_step(made, data, dtype, micro)
+        same_step(made, data, dtype, *how)
 
     row = race(ours, peer, "tokens", size.repeats, same).row()
-    return row | {"peer_batch": micro, "roof": roof(flops.adapters(made.config, LORA) * row["ours"], dtype)}
+    return row | {"peer_batch": how[0], "peer_by_length": how[1], "roof": roof(flops.adapters(made.config, LORA) * row["ours"], dtype)}
 
 
 def comparisons(data: Texts, count: int) -> list[batches.Verdict]:

@@ -40,7 +40,7 @@ def main() -> int:
     failed = []
     for part in given.parts or PARTS:
         command, start = [sys.executable, "-m", "benchmarks.card.parts", part, given.size, given.json, given.traces], time.monotonic()
-        own = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        own = {"XLA_PYTHON_CLIENT_PREALLOCATE": str(part == "plan").lower()}  # what is taken bit by bit cannot become one large piece
         own |= {"XLA_PYTHON_CLIENT_ALLOCATOR": "platform"} if part.startswith("peer") else {}  # what is free again, the peer can take
         try:
             code = subprocess.run(command, cwd=ROOT, env=os.environ | own, timeout=given.seconds).returncode

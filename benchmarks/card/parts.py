@@ -4,7 +4,6 @@ A part gives (what, figures) one by one. Training is in `training`, the peer's i
 """
 
 import json
-import subprocess
 import sys
 import time
 from datetime import UTC, datetime
@@ -22,10 +21,12 @@ from benchmarks.card.training import DTYPE, Card, Row, Rows, attempt, params, pe
 from benchmarks.measure import machine, roofs
 from benchmarks.shapes import LORA, MODELS, shape, texts
 from ilr_jax import batches
+from ilr_jax.main import config_of
 from ilr_jax.models import flops
 from ilr_jax.models.attention import attend
 from ilr_jax.models.cache import KeyValues
 from ilr_jax.models.platform import described
+from ilr_jax.plan import __main__ as plan
 from ilr_jax.sample import generate, rollout, sampling
 from ilr_jax.sample.beam import BeamSettings
 from ilr_jax.sample.requests import Request
@@ -36,9 +37,10 @@ from ilr_jax.train.steps import Setup
 from ilr_jax.types import BRANCH
 
 EOS = 2
+PLANNED = ("evaluator", "SFT", "test, beam", "DPO's samples", "DPO")  # of the plan's programs
 SIZES = {
-    "card": Card("mistral-7b", "gemma-2b", 8, 1024, 32, 256, 1000, 64, 256, (512, 1024, 2048), 8192, 2**30),
-    "tiny": Card("small", "tiny", 4, 64, 8, 8, 6, 4, 16, (64, 128), 512, 2**22),
+    "card": Card("mistral-7b", "gemma-2b", 8, 1024, 32, 256, 1000, 64, 256, (512, 1024, 2048), 8192, 2**30, PLANNED),
+    "tiny": Card("small", "tiny", 4, 64, 8, 8, 6, 4, 16, (64, 128), 512, 2**22, PLANNED),
 }
 
 
@@ -54,11 +56,12 @@ def numerics(card: Card) -> Rows:
     keys = iter(jax.random.split(jax.random.key(3), 64))
     tree = jax.tree.map(lambda x: x + 0.01 * jax.random.normal(next(keys), x.shape), made.adapters())
     flat = lambda tree: np.concatenate([np.ravel(x).astype(np.float64) for x in jax.tree.leaves(tree)])
+    weights = made.params("float32")  # made once: devices round random numbers differently
 
     def of(device: Any, dtype: str, attention: Any, precision: str | None) -> tuple[float, np.ndarray]:
         with jax.default_device(device), jax.default_matmul_precision(precision):
             setup = Setup(made.config, LORA, dtype, attention=attention)
-            frozen = jax.tree.map(lambda x: jax.device_put(x, device), made.params(dtype))
+            frozen = jax.tree.map(lambda x: jax.device_put(x, device).astype(dtype), weights)
             loss = lambda tree: -steps.sequence_log_probs(setup)(tree, frozen, batch).mean()
             value, slopes = jax.jit(jax.value_and_grad(loss))(jax.device_put(tree, device))
             return float(value), flat(slopes)
@@ -179,22 +182,46 @@ def beam(card: Card) -> Rows:
 
 
 def planned(card: Card) -> Rows:
-    """What `ilr_jax.plan` says of this device: of the steps that `sft` and `gemma` measure, and of the others of GSM8K's experiment."""
-    full = [f"--config.sft.batch={card.rows}", "--prompt=1", f"--answer={card.length - 1}", f"--length={card.length}", "--only=SFT"]
-    others = ["--config.method=sft,dpo", "--only=evaluator", "--only=DPO", "--only=test"]
+    """What `ilr_jax.plan` says of programs of GSM8K's experiment on this device, and what they take when they run on zeros.
+
+    The device remembers only the most that was ever taken, so they run from the smallest to the largest.
+    """
     with TemporaryDirectory() as folder:
-        models = []
+        flags = ["--config=configs/gsm8k.py", "--workdir=plan", "--config.compute.remat=dots", "--config.method=sft,ilr,dpo"]
         for role, name in (("weak", card.weak), ("evaluator", card.weak), ("strong", card.strong)):
             (Path(folder) / name).mkdir(exist_ok=True)
             (Path(folder) / name / "config.json").write_text(json.dumps(MODELS[name]))
-            models.append(f"--config.{role}.model={folder}/{name}")
-        for what, flags in ((f"{card.rows} x {card.length}", full), ("GSM8K", others)):
-            out = Path(folder) / "plan.json"
-            where = ["--config=configs/gsm8k.py", f"--topology={jax.default_backend()}:1", f"--json={out}", "--config.compute.remat=dots"]
-            if subprocess.run([sys.executable, "-m", "ilr_jax.plan", *where, *models, *flags]).returncode == 2:  # 1: something does not fit
-                raise SystemExit("the plan could not be made")
-            for row in json.loads(out.read_text())["programs"]:
-                yield f"{what}, {row['program']}", row
+            flags.append(f"--config.{role}.model={folder}/{name}")
+        where = f"{jax.default_backend()}:1"
+        made = plan.asked(config_of(flags)[0], *plan.topology(where), plan.parser().parse_args([f"--topology={where}"]))
+    found = []
+    for program in made.programs:
+        if program.stage in card.planned:
+            start = time.perf_counter()
+            compiled = program.lower().compile()
+            row = plan.figures(program, compiled, made, time.perf_counter() - start)
+            found.append((row["memory"] - program.beside, program, compiled, row))
+    for size, program, compiled, row in sorted(found, key=lambda each: each[0]):
+        yield program.stage, row | _ran(size, program, compiled)
+
+
+def _ran(size: int, program: Any, compiled: Any) -> Row:
+    """The peak of one run, and how far it is from the planned `size`; of training, what steps take."""
+    before = peak() or 0
+    arrays = lambda tree: all(hasattr(leaf, "shape") for leaf in jax.tree.leaves(tree))  # else it is static, and compiled in
+    blank = lambda x: jnp.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x
+    given = [jax.tree.map(blank, argument) for argument in program.given() if arrays(argument)]
+    held = [given.pop(0)] if program.trains else []
+
+    def run() -> Any:
+        out = compiled(*held, *given)
+        held[:] = [out[0]] if program.trains else []
+        return out
+
+    row: Row = {"seconds": seconds(run)} if program.trains else {"seconds": None}
+    if not program.trains:
+        jax.block_until_ready(run())
+    return row | ({"peak": after, "off_plan": after / size - 1} if (after := peak() or 0) > before else {})
 
 
 def of_peer(kind: str, name: str, card: Card) -> Rows:

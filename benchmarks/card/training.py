@@ -34,7 +34,8 @@ Rows = Iterator[tuple[str, Row]]
 @dataclass(frozen=True)
 class Card:
     """What is measured with: models by name of `shapes`; `rows` full ones of `length`; `batch` preferences; `slots` for six samples of each
-    of `prompts`; `beams` prompts in beam search; `window` new tokens; `lengths` of rows in attention; the roofs' `square` and `words`.
+    of `prompts`; `beams` prompts in beam search; `window` new tokens; `lengths` of rows in attention; the roofs' `square` and `words`;
+    which programs of a plan are run.
     """
 
     strong: str
@@ -49,6 +50,7 @@ class Card:
     lengths: tuple[int, ...]
     square: int
     words: int
+    planned: tuple[str, ...]
 
 
 def peak() -> int | None:
