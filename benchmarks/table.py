@@ -10,8 +10,8 @@ from typing import Any
 from benchmarks.cases import CASES, Case
 
 BEGIN, END = "<!-- figures: python -m benchmarks --write -->", "<!-- end of figures -->"
-HEAD = "| | measure | peer | ratio [least, most] | floor | goal | ours | peer's | of the roof | compiling | memory, ours and peer's |\n"
-HEAD += "|---|---|---|---|---|---|---|---|---|---|---|"
+HEAD = "| | measure | peer | ratio [least, most] | of processor time | floor | goal | ours | peer's | of the roof | compiling | memory, ours and peer's |\n"
+HEAD += "|---|---|---|---|---|---|---|---|---|---|---|---|"
 
 
 def _number(value: float) -> str:
@@ -38,13 +38,14 @@ def _line(case: Case, row: Mapping[str, Any], lengths: str) -> str:
     own = _own_lengths(row)
     what = case.what + (f" (lengths: {own})" if own != lengths else "")
     ratio = f"{row['ratio']:.2f}" + (f" [{row['least']:.2f}, {row['most']:.2f}]" if "least" in row else "")
+    cpu = f"{row['cpu_ratio']:.2f}" if "cpu_ratio" in row else ""
     at_most = "≤ " if case.least else ""
     roof = f"{row['roof']['share']:.0%} of {row['roof']['kind']}" if "share" in row.get("roof", {}) else ""
     wanted = f"{at_most}{case.floor:g} | {at_most}{case.goal:g}"
     compiling = f"{_number(row['ours_compile_seconds'])} s" if "ours_compile_seconds" in row else ""
     taken = [_number(size / 2**20) for side in ("ours", "peer") if (size := row.get(f"{side}_memory_bytes")) is not None]
     memory = f"{' and '.join(taken)} MiB" if taken else ""
-    return f"| {case.number} | {what} | {case.peer} | {ratio} | {wanted} | {' | '.join(_sides(row))} | {roof} | {compiling} | {memory} |"
+    return f"| {case.number} | {what} | {case.peer} | {ratio} | {cpu} | {wanted} | {' | '.join(_sides(row))} | {roof} | {compiling} | {memory} |"
 
 
 def _machine(rows: Mapping[str, Mapping[str, Any]]) -> str:

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in PASSED and words[1:2] not in (["-h"], ["--help"]):
         return PASSED[words[0]](words[1:])  # their flags are those of ilr_jax.main, which argparse does not know
-    arguments = parser().parse_args(words)
+    arguments = parser().parse_args(words or ["--help"])
     try:
         code = arguments.verb(arguments)
         sys.stdout.flush()

@@ -101,7 +101,9 @@ def _set(values: flags.FlagValues, argv: list[str]) -> None:
     try:
         rest = values(argv)[1:]
     except flags.UnrecognizedFlagError as error:
-        raise lacks or ValueError(f"{error}; a field of the config is given as --config.FIELD=VALUE, configs/base.py lists them") from error
+        if lacks and "--config" in lacking:  # without which no field is known
+            raise lacks from error
+        raise ValueError(f"{error}; a field of the config is given as --config.FIELD=VALUE, configs/base.py lists them") from error
     except flags.Error as error:
         raise ValueError(f"{error}; configs/base.py says what each field takes") from error
     except (AttributeError, KeyError, TypeError) as error:

@@ -154,10 +154,14 @@ class Model:
 
     @cached_property
     def digest(self) -> str:
-        """Stands for every byte of weights, config and tokenizer, for the chat template if it is used, and for the compute dtype."""
+        """Stands for every byte of weights, config and tokenizer, for the chat template if it is used, and for the compute dtype.
+
+        Process 0 alone reads the files whole; the others, which must all come here, have to have files of the same names and sizes.
+        """
         files = sorted(p for p in self.folder.iterdir() if p.suffix in (".safetensors", ".json", ".model"))
+        hosts.alike({path.name: path.stat().st_size for path in files}, f"give all of them the same files in {self.folder}")
         template = [self.tokenizer.chat_template] if self.tokenizer.chat_template else []
-        return fingerprint([self.dtype, [[path.name, _file_hash(path)] for path in files], *template])
+        return hosts.told(lambda: fingerprint([self.dtype, [[path.name, _file_hash(path)] for path in files], *template]))
 
     @property
     def params(self) -> Mapping[str, Any]:

@@ -34,10 +34,25 @@ tpu() { run gcloud compute tpus tpu-vm "$@" ${where[@]+"${where[@]}"}; }
 # on WORKERS COMMAND: a line for the shell of these hosts.
 on() { tpu ssh "$NAME" "--worker=$1" "--command=$2"; }
 
+# image: the one for the type of TPU, or an error.
+image() {
+  if [ -n "$RUNTIME" ]; then
+    echo "$RUNTIME"
+    return
+  fi
+  case $ACCELERATOR in
+    v5litepod-*) echo v2-alpha-tpuv5-lite ;;
+    v5p-*) echo v2-alpha-tpuv5 ;;
+    v6e-*) echo v2-alpha-tpuv6e ;;
+    *)
+      echo "ACCELERATOR: wanted v5litepod-N, v5p-N or v6e-N, got '$ACCELERATOR'; for another type, RUNTIME has to name its image" >&2
+      return 2
+      ;;
+  esac
+}
+
 create() {
-  local image=v2-alpha-tpuv5-lite
-  case $ACCELERATOR in v5p*) image=v2-alpha-tpuv5 ;; v6e*) image=v2-alpha-tpuv6e ;; esac
-  tpu create "$NAME" "--accelerator-type=$ACCELERATOR" "--version=${RUNTIME:-$image}" ${SPOT:+--spot}
+  tpu create "$NAME" "--accelerator-type=$ACCELERATOR" "--version=$VERSION" ${SPOT:+--spot}
 }
 
 setup() {
@@ -47,15 +62,19 @@ setup() {
   on all "mkdir -p ilr_jax && tar -xzf source.tgz -C ilr_jax && cd ilr_jax && python3 -m pip install --quiet --user uv \
 && python3 -m uv venv --allow-existing --python $(quoted "$PYTHON_VERSION") .venv \
 && python3 -m uv pip install --quiet --python .venv/bin/python -e '.[tpu]'"
-  [ -z "$SHARE" ] || on all "sudo apt-get install --yes nfs-common && sudo mkdir -p /mnt/ilr \
-&& (mountpoint -q /mnt/ilr || sudo mount -t nfs $(quoted "$SHARE") /mnt/ilr) && sudo chown \"\$(id -u)\" /mnt/ilr"
+  # A fresh machine is still installing updates, for which apt waits; an export may give root no rights.
+  local apt='sudo apt-get -o DPkg::Lock::Timeout=600 --yes'
+  [ -z "$SHARE" ] || on all "$apt update && $apt install nfs-common && sudo mkdir -p /mnt/ilr \
+&& (mountpoint -q /mnt/ilr || sudo mount -t nfs $(quoted "$SHARE") /mnt/ilr) && (test -w /mnt/ilr || sudo chown \"\$(id -u)\" /mnt/ilr)"
 }
 
-# As a unit of systemd, which outlives the connection and sends SIGTERM when the machine goes down. It reads $$ as $, and $NAME as a variable.
+# As a unit of systemd, which outlives the connection and sends SIGTERM when the machine goes down, while network and share are still there.
+# It reads $$ as $, and $NAME as a variable.
 start() {
   the_line '' --distributed "$@"
   LINE=("${LINE[@]//\$/\$\$}")
-  on all "cd ilr_jax && sudo systemd-run --unit=ilr --collect --property=TimeoutStopSec=600 --uid=\"\$(id -u)\" --working-directory=\"\$PWD\" \
+  local unit="--unit=ilr --collect --property=TimeoutStopSec=600 --property=After=network-online.target"
+  on all "cd ilr_jax && sudo systemd-run $unit${SHARE:+ --property=RequiresMountsFor=/mnt/ilr} --uid=\"\$(id -u)\" --working-directory=\"\$PWD\" \
 \"\$PWD\"/.venv/bin/python $(quoted "${LINE[@]:1}")"
 }
 
@@ -74,6 +93,13 @@ fetch() {
 
 remove() { tpu delete "$NAME" --quiet; }
 
+# lasting: an error unless the workdir outlives the machine.
+lasting() {
+  case $SHARE:$WORKDIR in *:gs://* | ?*:/mnt/ilr/*) return ;; esac
+  echo "resume deletes the TPU with its disks: wanted WORKDIR=gs://BUCKET/NAME, or SHARE and a WORKDIR in /mnt/ilr, got WORKDIR=$WORKDIR" >&2
+  exit 2
+}
+
 options "$@"
 cd "$(dirname "$0")/.."
 action=${REST[0]-}
@@ -87,11 +113,13 @@ case $action in
     fi
     ;;
 esac
+case $action in create | resume) VERSION=$(image) ;; esac
 case $action in
   create) create ;;
   setup) setup ;;
   run) start "$@" ;;
   resume)
+    lasting
     # Gone already, where the try before this one found no room for a new one.
     # shellcheck disable=SC2310  # that it may fail is the question
     if tpu describe "$NAME" '--format=value(state)'; then remove; fi

@@ -1,6 +1,7 @@
 """Several real processes on this machine: they meet, they decide together, and one that is left alone says so in bounded time."""
 
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,7 +11,7 @@ import time
 import pytest
 from many_processes import ENV, ROOT, begin, ended, flags, free_address
 
-from ilr_jax import hosts
+from ilr_jax import hosts, roles
 
 COMMAND = """
 import sys
@@ -70,6 +71,20 @@ except hosts.Lost as lost:
     main.leave(2)
 """
 
+NAMES = """
+import sys
+from ilr_jax import hosts, roles
+address, number, *folders = sys.argv[1:]
+hosts.start(False, address, 2, int(number), 240)
+if int(number):
+    roles.sha256_of = None  # process 0 alone reads weights whole
+for folder in folders:
+    try:
+        print(roles.Model(folder, "float32").digest, flush=True)
+    except ValueError as error:
+        print(error, flush=True)
+"""
+
 
 def test_two_processes_meet_and_reduce():
     address = free_address()
@@ -77,6 +92,17 @@ def test_two_processes_meet_and_reduce():
     said = [ended(process) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert ["2 0 11.0\n" in said[0][0], "2 1 11.0\n" in said[1][0]] == [True, True], said
+
+
+def test_a_model_has_one_name_in_all_processes_and_files_that_differ_are_told(tiny_models, tmp_path):
+    address, same = free_address(), tiny_models["gemma"]
+    for i in (0, 1):
+        shutil.copytree(same, tmp_path / str(i))
+    (tmp_path / "1" / "config.json").write_text((same / "config.json").read_text() + " ")
+    both = [begin(NAMES, address, str(i), str(same), str(tmp_path / str(i))) for i in (0, 1)]
+    said = [ended(process)[0].splitlines() for process in both]
+    assert said[0][0] == said[1][0] == roles.Model(str(same), "float32").digest
+    assert f"give all of them the same files in {tmp_path / '0'}" in said[0][1] and "config.json: wanted" in said[1][1]
 
 
 @pytest.mark.parametrize("number", [0, 1])

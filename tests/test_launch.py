@@ -31,7 +31,8 @@ CALLS = [
     ("slurm.sh", (FLAG,), {"PARTITION": "a b", "ACCOUNT": "it's mine"}),
     *(("tpu_vm.sh", (action,), {"NAME": "a b"}) for action in ("create", "setup", "logs", "stop", "fetch", "delete")),
     ("tpu_vm.sh", ("fetch",), {"WORKDIR": "gs://bucket/a b"}),
-    *(("tpu_vm.sh", (action, FLAG), {"SHARE": "10.0.0.2:/a b", "ZONE": "z", "SPOT": "yes"}) for action in ("run", "resume")),
+    ("tpu_vm.sh", ("run", FLAG), {"SHARE": "10.0.0.2:/a b", "ZONE": "z", "SPOT": "yes"}),
+    ("tpu_vm.sh", ("resume", FLAG), {"SHARE": "10.0.0.2:/a b", "WORKDIR": "/mnt/ilr/a b"}),
 ]
 
 
@@ -165,7 +166,7 @@ def test_tpu_vm(copy):
         assert f"--version={image}" in copy.dry("tpu_vm.sh", "create", ACCELERATOR=size)[0]
     (create,) = copy.dry("tpu_vm.sh", "create")
     assert not [word for word in create if word.startswith(("--spot", "--zone", "--project"))]
-    steps = [call[4] if call[0] == "gcloud" else call[0] for call in copy.dry("tpu_vm.sh", "resume", SHARE="s:/x")]
+    steps = [call[4] if call[0] == "gcloud" else call[0] for call in copy.dry("tpu_vm.sh", "resume", SHARE="s:/x", WORKDIR="/mnt/ilr/x")]
     assert steps == ["describe", "delete", "create", "mkdir", "git", "scp", "ssh", "ssh", "ssh"]
     assert all("--worker=all" in call for call in copy.dry("tpu_vm.sh", "setup") if call[0] == "gcloud")
 
@@ -193,6 +194,9 @@ def test_a_dry_run_is_one_wherever_it_stands(copy, word):
 def test_what_a_script_cannot_do_is_refused_before_anything_runs(copy):
     for words, variables, message in (
         (("tpu_vm.sh", "create", "--spot"), {}, "create takes no further words, got: --spot"),
+        (("tpu_vm.sh", "create"), {"ACCELERATOR": "v4-8"}, "ACCELERATOR: wanted v5litepod-N, v5p-N or v6e-N, got 'v4-8'; for another"),
+        (("tpu_vm.sh", "resume"), {"WORKDIR": "runs/gsm8k", "SHARE": "s:/x"}, "or SHARE and a WORKDIR in /mnt/ilr, got WORKDIR=runs/gsm8k"),
+        (("tpu_vm.sh", "resume"), {"WORKDIR": "/mnt/ilr/x"}, "resume deletes the TPU with its disks: wanted WORKDIR=gs://BUCKET/NAME"),
         (("local.sh",), {"PROCESSES": "0"}, "PROCESSES: wanted a whole number, at least 1, got '0'"),
         (("local.sh",), {"PROCESSES": "1.5"}, "PROCESSES: wanted a whole number"),
         (("slurm.sh",), {"GPUS": "x"}, "GPUS: wanted a whole number, at least 1, got 'x'"),
@@ -204,14 +208,14 @@ def test_what_a_script_cannot_do_is_refused_before_anything_runs(copy):
 @pytest.mark.parametrize("action", ["setup", "resume"])
 def test_a_step_that_fails_is_the_last_one(copy, action):
     copy.tool(copy.bin / "gcloud", RECORD + '[ "$4" != scp ]\n')
-    assert copy.script("tpu_vm.sh", action).returncode == 1
+    assert copy.script("tpu_vm.sh", action, WORKDIR="gs://bucket/name").returncode == 1
     assert copy.calls()[-1][4] == "scp"
 
 
 def test_resume_goes_on_where_the_last_one_found_no_room(copy):
     for fails in ("create", "describe"):
         copy.tool(copy.bin / "gcloud", RECORD + f'[ "$4" != {fails} ]\n')
-        assert copy.script("tpu_vm.sh", "resume").returncode == (fails == "create")
+        assert copy.script("tpu_vm.sh", "resume", WORKDIR="gs://bucket/name").returncode == (fails == "create")
     steps = [call[4] for call in copy.calls() if call[0] == "gcloud"]
     assert steps == ["describe", "delete", "create", "describe", "create", "scp", "ssh", "ssh"]
 

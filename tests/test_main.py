@@ -248,6 +248,12 @@ def test_what_a_command_lacks_is_named(words, message, capsys):
     assert message in said and "as in --config=configs/quickstart.py --workdir=runs/mine" in said and said.count("\n") == 1
 
 
+def test_a_misspelt_flag_is_named_also_where_it_was_one_that_is_lacking(capsys):
+    with flagsaver.flagsaver():
+        assert main.run(["ilr run", f"--config={ROOT}/configs/quickstart.py", "--wrkdir=runs/mine"]) == 2
+    assert "'wrkdir'. Did you mean: workdir" in capsys.readouterr().err
+
+
 def test_a_gpus_memory_is_taken_but_where_the_environment_says_how_much(monkeypatch):
     for name in platform.SHARES:
         monkeypatch.delenv(name, raising=False)

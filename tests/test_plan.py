@@ -17,7 +17,7 @@ from ilr_jax.models import decoder, lora
 from ilr_jax.models.lora import Lora
 from ilr_jax.models.platform import platform
 from ilr_jax.plan import __main__ as plan
-from ilr_jax.plan import chips, hlo
+from ilr_jax.plan import chips, figures, hlo
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # how ml_collections reads a config's file
@@ -107,7 +107,7 @@ def test_what_a_kernel_multiplies_is_counted():
         cost = hlo.read(TEXT.replace("  %e = ", line + "\n  %e = "))
         assert cost.kernels == 5 * products * 2 * rows * length**2 * 128 and cost.cycles == hlo.read(TEXT).cycles
     v5p = chips.TPUS["v5p"]
-    assert plan.expected(v5p, hlo.Cost(kernels=v5p.peak), 0.0, 0.0) == 1 / plan.KERNEL_RATE
+    assert figures.expected(v5p, hlo.Cost(kernels=v5p.peak), 0.0, 0.0) == 1 / figures.KERNEL_RATE
 
 
 def test_a_loop_of_unknown_length_is_an_error():
@@ -118,9 +118,9 @@ def test_a_loop_of_unknown_length_is_an_error():
 def test_time_is_cycles_and_what_is_sent_and_on_a_gpu_nothing_beats_the_peak():
     v5e = chips.TPUS["v5e"]
     assert v5e.clock == pytest.approx(1.5e9, rel=0.01) and chips.TPUS["v6e"].clock == pytest.approx(1.75e9, rel=0.01)
-    assert plan.expected(v5e, hlo.Cost(cycles=v5e.clock), v5e.link, v5e.peak / 2) == 2.0
-    assert plan.expected(v5e, hlo.Cost(cycles=v5e.clock), v5e.link, 3 * v5e.peak) == 4.0  # not less than the products at peak
-    assert plan.expected(chips.H100, hlo.Cost(), 0.0, 2 * chips.H100.peak) == 2.0 and plan.expected(None, hlo.Cost(), 0.0, 0.0) is None
+    assert figures.expected(v5e, hlo.Cost(cycles=v5e.clock), v5e.link, v5e.peak / 2) == 2.0
+    assert figures.expected(v5e, hlo.Cost(cycles=v5e.clock), v5e.link, 3 * v5e.peak) == 4.0  # not less than the products at peak
+    assert figures.expected(chips.H100, hlo.Cost(), 0.0, 2 * chips.H100.peak) == 2.0 and figures.expected(None, hlo.Cost(), 0.0, 0.0) is None
 
 
 def planned(tmp_path, *flags):
@@ -183,7 +183,7 @@ def test_the_tpu_compilers_estimates_of_a_product_and_of_a_sum_are_known_shares_
     chip = chips.TPUS[name]
     where = jax.sharding.SingleDeviceSharding(plan._devices(chip, shape)[0])
     a = jax.ShapeDtypeStruct((8192, 8192), jnp.bfloat16, sharding=where)
-    product, total = (plan.expected(chip, hlo.read(jax.jit(f).lower(a, a).compile().as_text()), 0.0, 0.0) for f in (jnp.matmul, jnp.add))
+    product, total = (figures.expected(chip, hlo.read(jax.jit(f).lower(a, a).compile().as_text()), 0.0, 0.0) for f in (jnp.matmul, jnp.add))
     assert 2 * 8192**3 / chip.peak / product == pytest.approx(peak, abs=0.03)
     assert 3 * 8192**2 * 2 / chip.bandwidth / total == pytest.approx(rate, abs=0.03)  # it is dark about what is bound by memory
 
@@ -199,7 +199,7 @@ def test_programs_are_traced_for_the_devices_that_are_described(topology, kind, 
 
     monkeypatch.setattr(plan, "_prepare", lambda *_: None)
     monkeypatch.setattr(plan, "_devices", lambda *_: jax.devices()[:1])
-    monkeypatch.setattr(plan, "_row", row)
+    monkeypatch.setattr(figures, "row", row)
     assert plan.run([*FLAGS, f"--topology={topology}"]) == 2
     assert capsys.readouterr().err.endswith(f"error: weak SFT for a {kind}\n") and platform() == "cpu"
 
@@ -216,23 +216,23 @@ def test_gpus_of_this_machine_are_asked_what_they_are(monkeypatch, capsys):
     card = SimpleNamespace(device_kind="NVIDIA H100 80GB HBM3", memory_stats=lambda: {"bytes_limit": 7})
     assert plan._seen(card) == chips.H100._replace(memory=7)
     other = SimpleNamespace(device_kind="NVIDIA L4", memory_stats=lambda: {"bytes_limit": 7})
-    assert plan.expected(plan._seen(other), hlo.Cost(), 0.0, 1e12) is None
+    assert figures.expected(plan._seen(other), hlo.Cost(), 0.0, 1e12) is None
 
 
 def test_what_does_not_fit_says_what_to_change():
     row = {"has": 100.0 * 2**30, "memory": 50 * 2**30, "arguments": 10}
-    assert plan.advice(row, Named) == "" and plan.advice(row | {"has": None}, Named) == ""
+    assert figures.advice(row, Named) == "" and figures.advice(row | {"has": None}, Named) == ""
     over = row | {"memory": 101 * 2**30}
-    assert plan.advice(over, Named) == "needs 1.0 GiB more than a device has; its activations or cache take most: lower compute.slots"
-    assert "raise sharding.fsdp" in plan.advice(over | {"arguments": 90 * 2**30}, Named)
+    assert figures.advice(over, Named) == "needs 1.0 GiB more than a device has; its activations or cache take most: lower compute.slots"
+    assert "raise sharding.fsdp" in figures.advice(over | {"arguments": 90 * 2**30}, Named)
     training = SimpleNamespace(field="compute.evaluator.microbatches")
-    assert plan.advice(over, training).endswith("raise compute.evaluator.microbatches, or set compute.evaluator.remat=full if it is not")
+    assert figures.advice(over, training).endswith("raise compute.evaluator.microbatches, or set compute.evaluator.remat=full if it is not")
 
 
 @pytest.mark.parametrize("topology, code", [("cpu:8", 1), ("h100:8", 0)])
 def test_what_the_cpus_compiler_says_of_a_card_is_no_verdict(topology, code, monkeypatch, capsys):
     monkeypatch.setattr(plan, "_prepare", lambda *_: None)
-    monkeypatch.setattr(plan, "advice", lambda *_: "needs more")
+    monkeypatch.setattr(figures, "advice", lambda *_: "needs more")
     assert plan.run([*FLAGS, f"--topology={topology}", "--only=weak SFT"]) == code
     said = capsys.readouterr().out
     assert ("weak SFT: needs more" in said) == bool(code) != ("weak SFT: by the CPU's compiler" in said)
@@ -268,17 +268,17 @@ class Refused:
 
 
 def test_a_program_that_the_tpu_compiler_refuses_is_a_row_with_what_it_wants():
-    row = plan._row(Refused(), chips.TPUS["v5e"], None, 1)
+    row = figures.row(Refused(), figures.Asked([], chips.TPUS["v5e"], None, 1))
     assert row["memory"] == 30.5 * 2**30 and "needs 14.8 GiB more" in row["advice"] and row["hours"] is None
     assert "raise sharding.fsdp" in row["advice"] and row["arguments"] == 12 * 2**30
 
 
 def test_hours_without_those_of_a_refused_program_are_a_bound_from_below(monkeypatch, capsys):
-    refused = plan._row(Refused(), chips.TPUS["v5e"], None, 1)
+    refused = figures.row(Refused(), figures.Asked([], chips.TPUS["v5e"], None, 1))
     monkeypatch.setattr(plan, "_prepare", lambda *_: None)
     monkeypatch.setattr(plan, "_devices", lambda *_: jax.devices()[:1])
     fits, found = refused | {"hours": 2.0, "advice": ""}, {"weak SFT": refused}
-    monkeypatch.setattr(plan, "_row", lambda program, *_: found.get(program.stage, fits))
+    monkeypatch.setattr(figures, "row", lambda program, *_: found.get(program.stage, fits))
     assert plan.run([*FLAGS, "--topology=v5e:1x1", "--only=SFT"]) == 1
     assert "at least 2.0 hours, 2.0 chip-hours on v5e:1x1" in capsys.readouterr().out
     found.clear()

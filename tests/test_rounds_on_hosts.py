@@ -108,7 +108,7 @@ def test_processes_without_a_common_workdir_end_with_a_message(tiny_models, tmp_
 def test_two_processes_that_share_a_bucket_alone_are_killed_and_go_on_elsewhere(one, tiny_models, tmp_path, url):
     """Two processes, each with a disk of its own, are killed as they train; two new machines take their last save from the bucket."""
     models, bucket = tiny_models["gemma"].parent, fsspec.filesystem("gs", use_listings_cache=False)
-    two = experiment(url, models, 2, (2, 2, 1), tmp_path / "lost")
+    two = experiment(url, models, 2, homes=tmp_path / "lost")
     while not [name for name in bucket.find(f"{url}/partial") if "/weak-" in name and name.endswith("/resume/resume/2/manifest.json")]:
         assert two[0].poll() is None, two[0].communicate()
         time.sleep(0.2)
@@ -129,7 +129,7 @@ def test_a_slow_judge_behind_an_endpoint_is_asked_by_one_process_and_awaited_by_
     late.pause = 40.0
     with serving(lambda path, body: chat("B", verdict), [late]) as api:
         monkeypatch.setitem(ENV, "MADE_UP_JUDGE", api.url)
-        two = experiment(tmp_path / "run", tiny_models["gemma"].parent, 2, (4, 1, 1))
+        two = experiment(tmp_path / "run", tiny_models["gemma"].parent, 2, (2, 1, 2))  # whose programs are kept
         said = [ended(process) for process in two]
     assert [process.returncode for process in two] == [0, 0], said
     asked = [json.dumps(body) for _, body in api.asked]

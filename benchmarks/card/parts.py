@@ -27,6 +27,7 @@ from ilr_jax.models.attention import attend
 from ilr_jax.models.cache import KeyValues
 from ilr_jax.models.platform import described
 from ilr_jax.plan import __main__ as plan
+from ilr_jax.plan import figures
 from ilr_jax.sample import generate, rollout, sampling
 from ilr_jax.sample.beam import BeamSettings
 from ilr_jax.sample.requests import Request
@@ -199,7 +200,7 @@ def planned(card: Card) -> Rows:
         if program.stage in card.planned:
             start = time.perf_counter()
             compiled = program.lower().compile()
-            row = plan.figures(program, compiled, made, time.perf_counter() - start)
+            row = figures.of(program, compiled, made, time.perf_counter() - start)
             found.append((row["memory"] - program.beside, program, compiled, row))
     for size, program, compiled, row in sorted(found, key=lambda each: each[0]):
         yield program.stage, row | _ran(size, program, compiled)

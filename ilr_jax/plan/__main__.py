@@ -8,7 +8,6 @@ import json
 import os
 import re
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from math import inf, prod
@@ -19,8 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ilr_jax import main, settings
-from ilr_jax.plan import chips, hlo
+from ilr_jax.plan import chips, figures
 from ilr_jax.plan.chips import Chip
+from ilr_jax.plan.figures import Asked, Row
 
 USAGE = "python -m ilr_jax.plan --config=FILE --topology=KIND:SHAPE [--json=FILE] [--config.FIELD=VALUE ...]"
 TOPOLOGY = (
@@ -37,11 +37,6 @@ NUMBERS = {
     "answer": (128, "tokens of an answer"),
     "length": (512, "tokens of a training row, into which samples are packed"),
 }
-TOO_LARGE = re.compile(r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm")  # libtpu's words for a program that does not fit
-KERNEL_RATE = 0.5  # of the peak, assumed, in a kernel that has exponentials to compute between its products
-TWICE = ("all-reduce",)  # a ring sends what it reduces out and back
-
-Row = dict[str, Any]
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -165,6 +160,18 @@ def _seen(gpu: Any) -> Chip:
 
 def planned(config: Any, chip: Chip | None, shape: tuple[int, ...], options: argparse.Namespace) -> Iterator[Row]:
     """A row of figures for every program of the experiment, as it is compiled."""
+    from ilr_jax.models.platform import described
+
+    made = asked(config, chip, shape, options)
+    for program in made.programs:
+        print(f"{program.stage} ...", file=sys.stderr, flush=True)
+        with described(made.kind):
+            row = figures.row(program, made)
+        yield row
+
+
+def asked(config: Any, chip: Chip | None, shape: tuple[int, ...], options: argparse.Namespace) -> Asked:
+    """The programs of the experiment for devices of that kind. ValueError for a name in `--only` that none has."""
     from ilr_jax import roles
     from ilr_jax.models.platform import described
     from ilr_jax.plan.programs import Load, Planned
@@ -191,81 +198,7 @@ def planned(config: Any, chip: Chip | None, shape: tuple[int, ...], options: arg
         if not any(text in program.stage for program in everything):
             raise ValueError(f"--only={text}: wanted a part of a program's name: {', '.join(program.stage for program in everything)}")
     programs = [program for program in everything if any(text in program.stage for text in options.only or [""])]
-    for program in programs:
-        print(f"{program.stage} ...", file=sys.stderr, flush=True)
-        with described(kind):
-            row = _row(program, chip, bench.layout, len(devices))
-        yield row
-
-
-def _row(program: Any, chip: Chip | None, layout: Any, count: int) -> Row:
-    """The figures of one program; of one that the compiler refuses for want of memory, only what it wants."""
-    begun = time.monotonic()
-    head = {
-        "program": program.stage,
-        "runs": program.times,
-        "tokens": program.tokens,
-        "flops": program.flops,
-        "has": chip.memory if chip and chip.memory < inf else None,
-    }
-    head["mesh"] = dict(layout.mesh.shape) if layout else {}
-    try:
-        compiled = program.lower().compile()
-    except Exception as error:  # JaxRuntimeError; looked at by its text, which is all it has
-        wants = TOO_LARGE.search(str(error))
-        if wants is None:
-            raise
-        memory = float(wants[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[wants[2]]
-        nothing = dict.fromkeys(("moved", "sent", "cycles", "collectives", "temporaries", "output", "seconds", "mfu", "hours"))
-        row = head | nothing | {"memory": memory + program.beside, "compile_seconds": time.monotonic() - begun}
-        row["arguments"] = program.arguments()
-        return row | {"advice": advice(row, program)}
-    took = time.monotonic() - begun
-    stats, cost = compiled.memory_analysis(), hlo.read(compiled.as_text())
-    memory = stats.argument_size_in_bytes + stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
-    sent = 0.0 + sum(size * (2 if kind in TWICE else 1) for kind, size in cost.collectives.items())
-    seconds = expected(chip, cost, sent, program.flops / count)
-    row = head | {"moved": cost.moved, "sent": sent}
-    row |= {
-        "cycles": cost.cycles,
-        "collectives": cost.collectives,
-        "arguments": stats.argument_size_in_bytes,
-        "temporaries": stats.temp_size_in_bytes,
-        "output": stats.output_size_in_bytes - stats.alias_size_in_bytes,
-    }
-    row |= {"memory": memory + program.beside, "seconds": seconds, "compile_seconds": took}
-    row["mfu"] = program.flops / (seconds * count * chip.peak) if chip and chip.clock and seconds and program.trains else None
-    row["hours"] = seconds * program.times / 3600 if seconds else None
-    return row | {"advice": advice(row, program)}
-
-
-def expected(chip: Chip | None, cost: hlo.Cost, sent: float, flops: float) -> float | None:
-    """Seconds of one run on one device; None for a CPU, and for a GPU whose rates are not known here.
-
-    TPU: what is longer, the cycles that the compiler expects of all operations or all bytes moved at the rate of HBM (weights that are
-    fetched ahead have no cycles); plus kernels, of which it expects nothing, at KERNEL_RATE of the peak; at least the products at peak;
-    plus all collectives at the rate of a ring, as if they overlapped with nothing.
-    H100, whose compiler tells no time: the greatest of products at peak and collectives at the link's rate, which nothing can beat.
-    """
-    if chip is None:
-        return None
-    if chip.clock is None:
-        return max(flops / chip.peak, sent / chip.link) or None
-    computed = max(cost.cycles / chip.clock, cost.moved / chip.bandwidth) + cost.kernels / (KERNEL_RATE * chip.peak)
-    return max(computed, flops / chip.peak) + sent / chip.link
-
-
-def advice(row: Row, program: Any) -> str:
-    """What to change where a program does not fit; empty where it does."""
-    if row["has"] is None or row["memory"] <= row["has"]:
-        return ""
-    over = f"needs {(row['memory'] - row['has']) / 2**30:.1f} GiB more than a device has"
-    if row["arguments"] > 0.6 * row["has"]:
-        return f"{over}; its weights and state take most: raise sharding.fsdp or sharding.tensor, or use more devices"
-    change = f"lower {program.field}"
-    if program.field.endswith(".microbatches"):
-        change = f"raise {program.field}, or set {program.field.removesuffix('microbatches')}remat=full if it is not"
-    return f"{over}; its activations or cache take most: {change}"
+    return Asked(programs, chip, bench.layout, len(devices))
 
 
 def table(rows: Sequence[Row], chip: Chip | None, count: int) -> Table:
