@@ -10,7 +10,8 @@ from typing import Any
 from benchmarks.cases import CASES, Case
 
 BEGIN, END = "<!-- figures: python -m benchmarks --write -->", "<!-- end of figures -->"
-HEAD = "| | measure | peer | ratio [least, most] | of processor time | floor | goal | ours | peer's | of the roof | compiling | memory, ours and peer's |\n"
+HEAD = "| | measure | peer | ratio [least, most] | of processor time | floor | goal | ours | peer's | of the roof | compiling "
+HEAD += "| memory, ours and peer's |\n"
 HEAD += "|---|---|---|---|---|---|---|---|---|---|---|---|"
 
 
@@ -45,7 +46,8 @@ def _line(case: Case, row: Mapping[str, Any], lengths: str) -> str:
     compiling = f"{_number(row['ours_compile_seconds'])} s" if "ours_compile_seconds" in row else ""
     taken = [_number(size / 2**20) for side in ("ours", "peer") if (size := row.get(f"{side}_memory_bytes")) is not None]
     memory = f"{' and '.join(taken)} MiB" if taken else ""
-    return f"| {case.number} | {what} | {case.peer} | {ratio} | {cpu} | {wanted} | {' | '.join(_sides(row))} | {roof} | {compiling} | {memory} |"
+    columns = (case.number, what, case.peer, ratio, cpu, wanted, *_sides(row), roof, compiling, memory)
+    return f"| {' | '.join(columns)} |"
 
 
 def _machine(rows: Mapping[str, Mapping[str, Any]]) -> str:

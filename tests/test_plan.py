@@ -120,7 +120,8 @@ def test_time_is_cycles_and_what_is_sent_and_on_a_gpu_nothing_beats_the_peak():
     assert v5e.clock == pytest.approx(1.5e9, rel=0.01) and chips.TPUS["v6e"].clock == pytest.approx(1.75e9, rel=0.01)
     assert figures.expected(v5e, hlo.Cost(cycles=v5e.clock), v5e.link, v5e.peak / 2) == 2.0
     assert figures.expected(v5e, hlo.Cost(cycles=v5e.clock), v5e.link, 3 * v5e.peak) == 4.0  # not less than the products at peak
-    assert figures.expected(chips.H100, hlo.Cost(), 0.0, 2 * chips.H100.peak) == 2.0 and figures.expected(None, hlo.Cost(), 0.0, 0.0) is None
+    assert figures.expected(chips.H100, hlo.Cost(), 0.0, 2 * chips.H100.peak) == 2.0
+    assert figures.expected(None, hlo.Cost(), 0.0, 0.0) is None
 
 
 def planned(tmp_path, *flags):

@@ -1,4 +1,4 @@
-"""What is said of a program that is compiled for devices that are described: its memory, its time, and what to change where it does not fit.
+"""What is said of a program that is compiled for described devices: its memory, its time, and what to change where it does not fit.
 
 Not here: which programs there are (`programs`), what their text tells (`hlo`).
 """
