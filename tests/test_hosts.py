@@ -100,7 +100,7 @@ def test_a_model_has_one_name_in_all_processes_and_files_that_differ_are_told(ti
         shutil.copytree(same, tmp_path / str(i))
     (tmp_path / "1" / "config.json").write_text((same / "config.json").read_text() + " ")
     both = [begin(NAMES, address, str(i), str(same), str(tmp_path / str(i))) for i in (0, 1)]
-    said = [ended(process)[0].splitlines() for process in both]
+    said = [[line for line in ended(process)[0].splitlines() if not line.startswith("[Gloo]")] for process in both]
     assert said[0][0] == said[1][0] == roles.Model(str(same), "float32").digest
     assert f"give all of them the same files in {tmp_path / '0'}" in said[0][1] and "config.json: wanted" in said[1][1]
 
