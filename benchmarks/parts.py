@@ -127,9 +127,13 @@ def training_step(model: str, dtype: str, k: int) -> dict[str, float]:
         return [lora.added(y, pick(i), names) for i, layer in enumerate(inputs) for y, names in zip(layer, TOGETHER, strict=True)]
 
     def among(where: Any, q: Any, k: Any, v: Any) -> Any:
-        return attend(q, *where, (KeyValues(k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), *where),), config.window)
+        positions, segments = where
+        keys = KeyValues(k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), positions, segments)
+        return attend(q, positions, segments, (keys,), config.window)
 
-    likely = lambda fixed, hidden: losses.token_log_probs(hidden, *fixed)
+    def likely(table_and_targets: Any, hidden: Any) -> Any:
+        return losses.token_log_probs(hidden, *table_and_targets)
+
     heads = [x(n, LENGTH, count, config.head_dim) for count in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
     update = jax.jit(partial(steps.update, OPTIMIZER), donate_argnums=0)
     grads, one = jax.tree.map(jnp.ones_like, begin()), jnp.ones(k)

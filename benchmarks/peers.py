@@ -99,7 +99,7 @@ class Sft:
 
         self.rows = [{"input_ids": q + a, "completion_mask": [0] * len(q) + [1] * len(a)} for q, a in texts.samples]
         self.trained, self.tokens = with_adapter(shape, "bfloat16" if DEVICE == "cuda" else "float32"), words(shape.config.vocab_size)
-        order = {"train_sampling_strategy": "group_by_length"} if by_length else {}
+        order: dict[str, Any] = {"train_sampling_strategy": "group_by_length"} if by_length else {}
         self.arguments = SFTConfig(**settings(batch, micro, **order), completion_only_loss=True, max_length=None)
         self.work, self.loss = float(texts.tokens), float("nan")
 
