@@ -115,7 +115,7 @@ def test_rooms_without_jax(path):
 
 @pytest.mark.parametrize(
     "path",
-    sorted(p for d in ("ilr_jax", "configs", "tests", "tools") for p in (ROOT / d).rglob("*.py")),
+    sorted(p for d in ("ilr_jax", "configs", "tests", "tools", "benchmarks") for p in (ROOT / d).rglob("*.py")),
     ids=lambda p: str(p.relative_to(ROOT)),
 )
 def test_lengths(path):
