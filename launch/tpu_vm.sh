@@ -114,6 +114,13 @@ case $action in
     ;;
 esac
 case $action in create | resume) VERSION=$(image) ;; esac
+case $SPOT in
+  '' | yes) ;;
+  *)
+    echo "SPOT: wanted yes or nothing, got '$SPOT'" >&2
+    exit 2
+    ;;
+esac
 case $action in
   create) create ;;
   setup) setup ;;

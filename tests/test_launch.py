@@ -195,6 +195,7 @@ def test_what_a_script_cannot_do_is_refused_before_anything_runs(copy):
     for words, variables, message in (
         (("tpu_vm.sh", "create", "--spot"), {}, "create takes no further words, got: --spot"),
         (("tpu_vm.sh", "create"), {"ACCELERATOR": "v4-8"}, "ACCELERATOR: wanted v5litepod-N, v5p-N or v6e-N, got 'v4-8'; for another"),
+        (("tpu_vm.sh", "create"), {"SPOT": "no"}, "SPOT: wanted yes or nothing, got 'no'"),
         (("tpu_vm.sh", "resume"), {"WORKDIR": "runs/gsm8k", "SHARE": "s:/x"}, "or SHARE and a WORKDIR in /mnt/ilr, got WORKDIR=runs/gsm8k"),
         (("tpu_vm.sh", "resume"), {"WORKDIR": "/mnt/ilr/x"}, "resume deletes the TPU with its disks: wanted WORKDIR=gs://BUCKET/NAME"),
         (("local.sh",), {"PROCESSES": "0"}, "PROCESSES: wanted a whole number, at least 1, got '0'"),
