@@ -219,10 +219,10 @@ def _ran(size: int, program: Any, compiled: Any) -> Row:
         held[:] = [out[0]] if program.trains else []
         return out
 
-    row: Row = {"seconds": seconds(run)} if program.trains else {"seconds": None}
-    if not program.trains:
+    taken = seconds(run) if program.trains else None
+    if taken is None:
         jax.block_until_ready(run())
-    return row | ({"peak": after, "off_plan": after / size - 1} if (after := peak() or 0) > before else {})
+    return {"seconds": taken} | ({"peak": after, "off_plan": after / size - 1} if (after := peak() or 0) > before else {})
 
 
 def of_peer(kind: str, name: str, card: Card) -> Rows:
